@@ -54,12 +54,12 @@ struct RmsNormBackward {  // dx = dresidual + rstd (h - xhat mean(h xhat)), h = 
   View rstd;              // [M] acc
 };
 
-// y = x w^T  (+ y if accumulate: the residual add).
+// y = x w^T, or residual + x w^T.
 struct MatmulForward {
-  View y;  // [M,N] compute, or acc; columns
-  View x;  // [M,K] compute; columns
-  View w;  // [N,K] compute
-  bool accumulate = false;
+  View y;         // [M,N] compute, or acc; columns
+  View x;         // [M,K] compute; columns
+  View w;         // [N,K] compute
+  View residual;  // [M,N] type of y, optional; may be the same memory as y
 };
 struct MatmulBackwardInput {  // dx = dy w  (+ dx if accumulate)
   View dx;                    // [M,K] compute
