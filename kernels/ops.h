@@ -43,15 +43,15 @@ struct RmsNormForward {
   View w;     // [D] acc
   double eps = 1e-5;
 };
-struct RmsNormBackward {  // dx = dresidual + rstd (h - xhat mean(h xhat)), h = dy o w, xhat = x
-                          // rstd
-  View dx;                // [M,D] acc; may be the same memory as dresidual
-  View dw;                // [D] acc, added to
-  View dresidual;         // [M,D] acc
-  View dy;                // [M,D] compute
-  View x;                 // [M,D] acc
-  View w;                 // [D] acc
-  View rstd;              // [M] acc
+// dx = dresidual + rstd (h - xhat mean(h xhat)),  h = dy o w,  xhat = x rstd;  dw += sum dy xhat.
+struct RmsNormBackward {
+  View dx;         // [M,D] acc; may be the same memory as dresidual
+  View dw;         // [D] acc, added to
+  View dresidual;  // [M,D] acc, optional: the gradient of the other branch
+  View dy;         // [M,D] compute
+  View x;          // [M,D] acc
+  View w;          // [D] acc
+  View rstd;       // [M] acc
 };
 
 // y = x w^T, or residual + x w^T.
