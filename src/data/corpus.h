@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <string_view>
 #include <vector>
 
 namespace kla {
@@ -53,7 +52,5 @@ class CorpusReader {
   struct State;
   std::unique_ptr<State> state_;
 };
-
-bool valid_utf8(std::string_view text);
 
 }  // namespace kla
