@@ -151,7 +151,7 @@ TEST(LanguageModel, RecomputationChangesMemoryNotOneBit) {
     }
     EXPECT_EQ(ModelOnDevice::values(m.gradients), gradient);
     EXPECT_EQ(ModelOnDevice::values(m.losses), losses);
-    activations.push_back(m.planned.activations);
+    activations.push_back(m.activations().high_water());
   }
   EXPECT_LT(activations[1], activations[0]);
   EXPECT_LT(activations[2], activations[1]);
@@ -173,10 +173,9 @@ TEST(LanguageModel, TheMemoryPlanIsTheHighWaterMark) {
     m.forward_backward();
     m.loss();
     m.model.logits_from(m.context, m.weights, {m.B, m.T, {}}, m.tokens, m.state, m.logits);
-    EXPECT_EQ(m.activations->high_water(), m.planned.activations);
-    EXPECT_EQ(m.scratch->high_water(), m.planned.scratch);
-    EXPECT_EQ(m.activations->used(), 0);
-    EXPECT_EQ(m.scratch->used(), 0);
+    EXPECT_TRUE(m.runtime.memory.as_planned()) << m.runtime.memory.table();
+    EXPECT_EQ(m.activations().used(), 0);
+    EXPECT_EQ(m.context.scratch->used(), 0);
   }
 }
 

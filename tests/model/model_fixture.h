@@ -2,11 +2,11 @@
 // share.
 #pragma once
 
-#include <memory>
 #include <vector>
 
 #include "core/philox.h"
 #include "model/language_model.h"
+#include "model/runtime.h"
 
 namespace kla::testing {
 
@@ -32,24 +32,13 @@ class ModelOnDevice {
     context.device = device;
     context.compute = context.accumulate = device == Device::reference ? DType::f64 : DType::f32;
     context.pool = &pool_;
-    Arena fixed("fixed"), activations_plan("activations"), scratch_plan("scratch");
-    context.dry_run = true;
-    context.scratch = &scratch_plan;
-    allocate(fixed);
-    model.forward_backward(context, activations_plan, weights, gradients, batch(), 1.0, losses);
-    state = model.allocate_state(context, fixed, B);
-    model.loss_from(context, weights, batch(), state, losses);
-    model.logits_from(context, weights, {B, T, {}}, tokens, state, logits);
-    planned = {activations_plan.high_water(), scratch_plan.high_water()};
-
-    fixed_ = std::make_unique<Arena>("fixed", fixed.high_water());
-    activations = std::make_unique<Arena>("activations", activations_plan.high_water());
-    scratch = std::make_unique<Arena>("scratch", scratch_plan.high_water());
-    for (Arena* arena : {fixed_.get(), activations.get(), scratch.get()}) arena->poison(true);
-    context.dry_run = false;
-    context.scratch = scratch.get();
-    allocate(*fixed_);
-    state = model.allocate_state(context, *fixed_, B);
+    runtime.set_up([&] { allocate(); },
+                   [&] {
+                     model.forward_backward(context, activations(), weights, gradients, batch(),
+                                            1.0, losses);
+                     model.loss_from(context, weights, batch(), state, losses);
+                     model.logits_from(context, weights, {B, T, {}}, tokens, state, logits);
+                   });
     initialize(model.parameters(), weights.master, 42);
     const RandomStream random(7, "text");
     for (int64_t m = 0; m <= B * T; ++m) {
@@ -65,7 +54,7 @@ class ModelOnDevice {
   // Sum of the losses; gradients of grad_scale * sum from zero.
   double forward_backward(double grad_scale = 1.0) {
     fill(gradients, 0);
-    model.forward_backward(context, *activations, weights, gradients, batch(), grad_scale, losses);
+    model.forward_backward(context, activations(), weights, gradients, batch(), grad_scale, losses);
     return sum(losses);
   }
   double loss() {
@@ -98,33 +87,31 @@ class ModelOnDevice {
     return out;
   }
 
+  Arena& activations() { return runtime.memory["activations"]; }
+
   int64_t B, T;
-  Context context;
+  Runtime runtime;
+  Context& context;
   LanguageModel model;
   Weights weights;
   View gradients, losses, logits, tokens, targets, reset;
   bool use_reset = false;
   RecurrentState state;
-  std::unique_ptr<Arena> activations, scratch;
-  struct {
-    int64_t activations, scratch;
-  } planned{};
 
  private:
-  void allocate(Arena& arena) {
-    const int64_t n = model.parameters().flat_size();
-    weights.table = &model.parameters();
-    weights.master = weights.compute = arena.allocate(context.accumulate, {n});
-    gradients = arena.allocate(context.accumulate, {n});
+  void allocate() {
+    Arena& arena = runtime.memory["batch"];
+    for (const char* name : {"weights", "batch", "activations", "scratch"})
+      runtime.memory[name].poison(true);
+    weights = runtime.allocate_weights(model.parameters());
+    gradients = arena.allocate(context.accumulate, {model.parameters().flat_size()});
     losses = arena.allocate(context.accumulate, {B * T});
     logits = arena.allocate(context.accumulate, {B, model.vocab_size()});
     tokens = arena.allocate(DType::i32, {B * T});
     targets = arena.allocate(DType::i32, {B * T});
     reset = arena.allocate(DType::u8, {B, T});
+    state = model.allocate_state(context, arena, B);
   }
-
-  ThreadPool pool_;
-  std::unique_ptr<Arena> fixed_;
 };
 
 }  // namespace kla::testing
