@@ -123,7 +123,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
   bool boolean(bool) override { return fail("a boolean"); }
   bool number_integer(int64_t) override { return fail("a negative number"); }
   bool number_float(double, const std::string&) override { return fail("a fraction"); }
-  bool binary(std::vector<uint8_t>&) override { return fail("binary data"); }
+  bool binary(nlohmann::json::binary_t&) override { return fail("binary data"); }
   bool parse_error(size_t, const std::string&, const nlohmann::json::exception&) override {
     return fail("text that is not JSON");
   }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -21,9 +22,9 @@
 namespace kla {
 
 struct TrainData {
-  const TokenDataset* train = nullptr;
-  const TokenDataset* val = nullptr;  // null: no evaluation
-  std::vector<int32_t> token_bytes;   // bytes of text of each id, for bits per byte
+  const TokenDataset* train = nullptr;  // null: only to plan
+  const TokenDataset* val = nullptr;    // null: no evaluation
+  std::vector<int32_t> token_bytes;     // bytes of text of each id, for bits per byte
 };
 
 // Numbers that follow from the config.
@@ -36,6 +37,8 @@ TrainPlan make_train_plan(const Config&);
 
 class Trainer {
  public:
+  static constexpr double kNoLoss = std::numeric_limits<double>::quiet_NaN();
+
   // Plans and allocates all memory, and initialises the weights. With `only_plan` nothing is
   // allocated and only describe() may be called. Error{usage|io}.
   Trainer(const Config&, const TrainData&, bool only_plan = false);
@@ -48,10 +51,15 @@ class Trainer {
   std::vector<NamedView> optimizer_tensors();
   TrainState& state() { return state_; }
 
-  // Trains until the token budget is spent or a signal asks to stop. `save` writes a checkpoint.
+  // Trains until the token budget is spent or a signal asks to stop. `save` writes a checkpoint and
+  // returns its name.
   enum class Outcome { finished, stopped };
-  Outcome run(MetricsWriter&, RunDirectory&, const std::function<void()>& save);
+  using Save = std::function<std::string()>;
+  Outcome run(MetricsWriter&, RunDirectory&, const Save& save);
 
+  void write_status(const RunDirectory&, const std::string& what, double loss = kNoLoss) const;
+
+  const Context& context() const { return runtime_.context; }
   const ArenaSet& memory() const { return runtime_.memory; }
 
  private:
@@ -63,18 +71,20 @@ class Trainer {
     bool updated = false;
   };
   void allocate();
-  void plan();
+  void plan_memory();
   StepResult train_step();
-  int64_t load_micro_batch(int64_t first_sample);
-  void finish_step(const StepResult&, MetricsWriter&);
+  void load_micro_batch(int64_t first_sample);
+  void forward_backward(double grad_scale);
+  void update(double lr, int64_t t);
+  void finish_step(const StepResult&, double seconds, MetricsWriter&, RunDirectory&);
+  void log_step(const StepResult&, double seconds, MetricsWriter&, RunDirectory&);
   bool crossed(int64_t interval) const;
   bool evaluate(MetricsWriter&, bool whole_set);
-  void update_status(RunDirectory&) const;
 
   Config config_;
   TrainPlan plan_;
   TrainData data_;
-  Loader loader_;
+  std::optional<Loader> loader_;  // none when only planning without data
   Runtime runtime_;
   LanguageModel model_;
   Weights weights_;
@@ -84,9 +94,11 @@ class Trainer {
   View reset_;              // [B,T] u8
   View losses_;             // [B*T] acc
   std::vector<AdamwSegment> segments_;
-  std::vector<std::unique_ptr<Scorer>> scorers_;  // one a context length
+  std::vector<int64_t> lengths_;                  // context lengths of the evaluation
+  std::vector<std::unique_ptr<Scorer>> scorers_;  // one for each
   TrainState state_;
   Stopwatch watch_;
+  std::string last_checkpoint_;
 };
 
 }  // namespace kla
