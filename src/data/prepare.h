@@ -3,11 +3,13 @@
 // number of threads. The output appears under its name only when it is complete.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "data/corpus.h"
+#include "data/manifest.h"
 #include "data/tokenizer.h"
 
 namespace kla {
@@ -23,17 +25,17 @@ struct PrepareOptions {
   bool add_bos = true;                 // a document is [bos] pieces eos, or pieces eos
   int64_t shard_tokens = 100'000'000;  // a shard ends with the document that reaches this
   CorpusPolicy corpus;
-  int threads = 0;  // 0: one a core; the result does not depend on it
+  const std::atomic<bool>* stop = nullptr;  // becomes true on Ctrl-C
+  int threads = 0;                          // 0: one a core; the result does not depend on it
 };
 
 struct PrepareSummary {
-  bool already_done = false;  // the same settings and inputs were prepared before
-  int64_t train_documents = 0, val_documents = 0;
-  int64_t train_tokens = 0, val_tokens = 0;
-  int64_t text_bytes = 0;
-  int64_t unknown_tokens = 0;  // pieces that lost their text (models without byte fallback)
+  bool already_done = false;  // the same settings and inputs had been prepared before
+  PreparedCounts counts;
   CorpusCounts corpus;
-  double tokenize_seconds = 0;
+  int64_t vocab_size = 0;
+  double training_seconds = 0;    // of the tokenizer; 0 if one was given
+  double tokenizing_seconds = 0;  // reading, tokenizing and writing together
 };
 
 // Error{usage} bad options or an output that holds something else, Error{data} bad text,
