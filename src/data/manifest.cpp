@@ -14,7 +14,7 @@ constexpr const char* kDatasetFormat = "kla-dataset";
 constexpr const char* kRecordFormat = "kla-prepare";
 constexpr int kVersion = 1;
 constexpr int64_t kMaxBytes = 64 << 20;
-constexpr const char* kRemedy = "prepare the data again with `kla data prepare`";
+constexpr const char* kRemedy = "delete the prepared folder and run `kla data prepare` again";
 
 // A name that stays inside its folder.
 bool plain_name(const std::string& name) {
@@ -110,7 +110,8 @@ std::string record_to_json(const PrepareRecord& record) {
                {"val_tokens", counts.val_tokens},
                {"text_bytes", counts.text_bytes},
                {"fallback_tokens", counts.fallback_tokens},
-               {"sources", sources_to_json(record.sources)}});
+               {"sources", sources_to_json(record.sources)},
+               {"val_sources", sources_to_json(record.val_sources)}});
 }
 
 PrepareRecord read_record(const std::string& directory) {
@@ -126,6 +127,7 @@ PrepareRecord read_record(const std::string& directory) {
     json.at("text_bytes").get_to(record.counts.text_bytes);
     json.at("fallback_tokens").get_to(record.counts.fallback_tokens);
     record.sources = sources_from_json(json.at("sources"));
+    record.val_sources = sources_from_json(json.at("val_sources"));
   });
   return record;
 }

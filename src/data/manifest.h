@@ -42,7 +42,7 @@ struct PreparedCounts {
 
 struct PrepareRecord {
   std::vector<std::pair<std::string, std::string>> settings;  // key, value
-  std::vector<SourceFile> sources;                            // every file that was read
+  std::vector<SourceFile> sources, val_sources;               // every file that was read
   std::string tokenizer_sha256;
   PreparedCounts counts;
 };

@@ -11,6 +11,7 @@
 #include "core/file.h"
 #include "core/hash.h"
 #include "core/log.h"
+#include "core/philox.h"
 #include "core/thread_pool.h"
 #include "data/staged_output.h"
 #include "data/token_pipeline.h"
@@ -24,39 +25,40 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-void check_options(const PrepareOptions& o) {
-  const auto refuse = [](const std::string& what, const std::string& remedy) {
-    throw Error(Exit::usage, what, remedy);
-  };
-  if (o.inputs.empty()) refuse("no inputs to prepare", "name text files or folders");
-  if (o.output.empty()) refuse("no output folder to prepare into", "name one");
-  if (!(o.val_fraction >= 0 && o.val_fraction < 1))
-    refuse("val_fraction must be at least 0 and below 1", "0.01 is usual");
-  if (o.shard_tokens < 1) refuse("shard_tokens must be positive", "100e6 is usual");
-  if (o.tokenizer.sample_bytes < 1)
-    refuse("tokenizer.sample_bytes must be positive", "32M is usual");
-  if (!(o.tokenizer.character_coverage > 0 && o.tokenizer.character_coverage <= 1))
-    refuse("tokenizer.character_coverage must be in (0, 1]", "0.99995 is usual");
-}
+// A preparation under way.
+struct Job {
+  const PrepareConfig& config;
+  const std::atomic<bool>* stop;
+  ThreadPool pool;
+  CorpusPolicy policy;
+  std::vector<CorpusFile> files, val_files;
 
-void stop_if_asked(const PrepareOptions& options) {
-  if (options.stop && options.stop->load())
-    throw Error(Exit::stopped, "interrupted: '" + options.output + "' was not written",
+  Job(const PrepareConfig& c, const std::atomic<bool>* s)
+      : config(c), stop(s), pool(static_cast<int>(c.threads)) {
+    policy.text_field = c.text_field;
+    policy.stop_on_bad_document = c.bad_documents == "stop";
+    files = list_corpus(c.inputs);
+    val_files = list_corpus(c.val_inputs);
+  }
+};
+
+void stop_if_asked(const Job& job) {
+  if (job.stop && job.stop->load())
+    throw Error(Exit::stopped, "interrupted: '" + job.config.output + "' was not written",
                 "run the same command again");
 }
 
 // ---- what was asked for, and whether it is there already
 
-std::vector<SourceFile> describe_sources(const std::vector<CorpusFile>& files,
-                                         const PrepareOptions& options, ThreadPool& pool) {
+std::vector<SourceFile> describe_sources(Job& job, const std::vector<CorpusFile>& files) {
   std::vector<SourceFile> sources(files.size());
-  pool.run(static_cast<int64_t>(files.size()), [&](int64_t i, int) {
+  job.pool.run(static_cast<int64_t>(files.size()), [&](int64_t i, int) {
     const File file = File::open_read(files[static_cast<size_t>(i)].path);
     std::vector<char> block(1 << 20);
     Xxh3Stream hash;
     int64_t offset = 0;
     while (const size_t n = file.read_at(block.data(), block.size(), offset)) {
-      stop_if_asked(options);
+      stop_if_asked(job);
       hash.update(block.data(), n);
       offset += static_cast<int64_t>(n);
     }
@@ -77,24 +79,24 @@ std::string shortest(double value) {
   return text;
 }
 
-PrepareRecord request_of(const PrepareOptions& o, std::vector<SourceFile> sources) {
+PrepareRecord request_of(const PrepareConfig& c, std::vector<SourceFile> sources) {
   PrepareRecord record;
   record.sources = std::move(sources);
   auto& s = record.settings;
-  s = {{"inputs", joined(o.inputs)},
-       {"val_inputs", joined(o.val_inputs)},
-       {"val_fraction", shortest(o.val_fraction)},
-       {"max_val_documents", std::to_string(o.max_val_documents)},
-       {"add_bos", o.add_bos ? "true" : "false"},
-       {"shard_tokens", std::to_string(o.shard_tokens)},
-       {"text_field", o.corpus.text_field},
-       {"max_document_bytes", std::to_string(o.corpus.max_document_bytes)}};
-  if (o.tokenizer_path.empty()) {
-    s.emplace_back("tokenizer.vocab_size", std::to_string(o.tokenizer.vocab_size));
-    s.emplace_back("tokenizer.character_coverage", shortest(o.tokenizer.character_coverage));
-    s.emplace_back("tokenizer.sample_bytes", std::to_string(o.tokenizer.sample_bytes));
+  s = {{"inputs", joined(c.inputs)},
+       {"val_inputs", joined(c.val_inputs)},
+       {"val_fraction", shortest(c.val_fraction)},
+       {"max_val_documents", std::to_string(c.max_val_documents)},
+       {"add_bos", c.add_bos ? "true" : "false"},
+       {"shard_tokens", std::to_string(c.shard_tokens)},
+       {"text_field", c.text_field}};
+  if (c.tokenizer.path.empty()) {
+    s.emplace_back("tokenizer.vocab_size", std::to_string(c.tokenizer.vocab_size));
+    s.emplace_back("tokenizer.character_coverage", shortest(c.tokenizer.character_coverage));
+    s.emplace_back("tokenizer.sample_bytes", std::to_string(c.tokenizer.sample_bytes));
+    s.emplace_back("tokenizer.seed", std::to_string(c.tokenizer.seed));
   } else {
-    s.emplace_back("tokenizer.sha256", sha256_file(o.tokenizer_path));
+    s.emplace_back("tokenizer.sha256", Tokenizer::load(c.tokenizer.path).sha256());
   }
   return record;
 }
@@ -111,9 +113,13 @@ std::string difference(const PrepareRecord& there, const PrepareRecord& asked) {
   const auto same = [](const SourceFile& x, const SourceFile& y) {
     return x.path == y.path && x.xxh3 == y.xxh3;
   };
-  if (a.size() != b.size()) return "the settings";
-  if (!std::equal(there.sources.begin(), there.sources.end(), asked.sources.begin(),
-                  asked.sources.end(), same))
+  for (const auto& [key, value] : a)
+    if (!b.contains(key)) return key + " is " + value + " there, not set here";
+  const auto same_files = [&](const std::vector<SourceFile>& x, const std::vector<SourceFile>& y) {
+    return std::equal(x.begin(), x.end(), y.begin(), y.end(), same);
+  };
+  if (!same_files(there.sources, asked.sources) ||
+      !same_files(there.val_sources, asked.val_sources))
     return "the text files have changed";
   return "";
 }
@@ -140,34 +146,40 @@ Split split_of(const std::string& text, double val_fraction) {
   return place < val_fraction ? Split::val : Split::train;
 }
 
+// The documents of the inputs, each with its split, or those of the val_inputs.
 class DocumentSource {
  public:
-  DocumentSource(std::vector<CorpusFile> files, const PrepareOptions& options)
-      : reader_(std::move(files), options.corpus), val_fraction_(options.val_fraction) {
-    if (!options.val_inputs.empty()) val_fraction_ = 0;
+  DocumentSource(const Job& job, Split from)
+      : reader_(from == Split::val ? job.val_files : job.files, job.policy), from_(from) {
+    if (job.val_files.empty()) val_fraction_ = job.config.val_fraction;
+    if (from == Split::val && job.config.max_val_documents > 0)
+      left_ = job.config.max_val_documents;
   }
   bool next(std::string& text, Split& split) {
-    if (!reader_.next(text)) return false;
-    split = split_of(text, val_fraction_);
+    if (left_ == 0 || !reader_.next(text)) return false;
+    --left_;
+    split = from_ == Split::val ? Split::val : split_of(text, val_fraction_);
     return true;
   }
   const CorpusReader& reader() const { return reader_; }
 
  private:
   CorpusReader reader_;
-  double val_fraction_;
+  Split from_;
+  double val_fraction_ = 0;
+  int64_t left_ = std::numeric_limits<int64_t>::max();
 };
 
 class Progress {
  public:
-  Progress(std::string what, const std::vector<CorpusFile>& files, const PrepareOptions& options)
-      : what_(std::move(what)), options_(options) {
+  Progress(std::string what, const Job& job, const std::vector<CorpusFile>& files)
+      : what_(std::move(what)), job_(job) {
     for (const CorpusFile& file : files) total_ += file.bytes;
   }
   ~Progress() { log::status_line(""); }
 
   void show(int64_t bytes_read, int64_t text_bytes) {
-    stop_if_asked(options_);
+    stop_if_asked(job_);
     constexpr int kWidth = 30;
     const double done =
         total_ > 0 ? std::min(1.0, static_cast<double>(bytes_read) / static_cast<double>(total_))
@@ -182,30 +194,30 @@ class Progress {
 
  private:
   std::string what_;
-  const PrepareOptions& options_;
+  const Job& job_;
   Clock::time_point start_ = Clock::now();
   int64_t total_ = 0;
 };
 
 // ---- tokenizer
 
-// The documents with the smallest hashes, up to `limit` bytes: a sample of the training split that
-// depends neither on the order of the files nor on chance.
-std::map<uint64_t, std::string> sample_documents(const std::vector<CorpusFile>& files,
-                                                 const PrepareOptions& options) {
-  DocumentSource source(files, options);
-  Progress progress("sampling", files, options);
+// The training documents that come first in a random order of their hashes, up to sample_bytes: a
+// sample that depends neither on the order of the files nor on the number of threads.
+std::map<uint64_t, std::string> sample_documents(const Job& job) {
+  const RandomStream random(job.config.tokenizer.seed, "tokenizer sample");
+  DocumentSource source(job, Split::train);
+  Progress progress("sampling", job, job.files);
   std::map<uint64_t, std::string> sample;
   int64_t kept = 0, seen = 0, documents = 0;
   std::string text;
   for (Split split = Split::train; source.next(text, split);) {
-    seen += static_cast<int64_t>(text.size());
+    const auto size = static_cast<int64_t>(text.size());
+    seen += size;
     if (++documents % 1000 == 0) progress.show(source.reader().bytes_read(), seen);
     if (split != Split::train) continue;
-    const uint64_t hash = xxh3_64(text.data(), text.size());
-    const auto size = static_cast<int64_t>(text.size());
-    if (sample.emplace(hash, std::move(text)).second) kept += size;
-    while (kept > options.tokenizer.sample_bytes && sample.size() > 1) {
+    const uint64_t place = random.bits(xxh3_64(text.data(), text.size()));
+    if (sample.emplace(place, std::move(text)).second) kept += size;
+    while (kept > job.config.tokenizer.sample_bytes && sample.size() > 1) {
       kept -= static_cast<int64_t>(std::prev(sample.end())->second.size());
       sample.erase(std::prev(sample.end()));
     }
@@ -213,56 +225,45 @@ std::map<uint64_t, std::string> sample_documents(const std::vector<CorpusFile>& 
   return sample;
 }
 
-Tokenizer obtain_tokenizer(const std::vector<CorpusFile>& files, const PrepareOptions& options,
-                           PrepareSummary& summary) {
-  if (!options.tokenizer_path.empty()) return Tokenizer::load(options.tokenizer_path);
+Tokenizer obtain_tokenizer(const Job& job, PrepareSummary& summary) {
+  const PrepareConfig& config = job.config;
+  if (!config.tokenizer.path.empty()) return Tokenizer::load(config.tokenizer.path);
   const auto start = Clock::now();
-  auto sample = sample_documents(files, options);
-  log::status_line("training the tokenizer on " + std::to_string(sample.size()) + " documents");
+  auto sample = sample_documents(job);
+  log::info("training a tokenizer of " + std::to_string(config.tokenizer.vocab_size) + " ids on " +
+            std::to_string(sample.size()) + " documents");
   auto next = sample.begin();
-  const std::string model = train_tokenizer(options.tokenizer, [&](std::string& text) {
-    stop_if_asked(options);
+  const std::string model = train_tokenizer(config.tokenizer, [&](std::string& text) {
+    stop_if_asked(job);
     if (next == sample.end()) return false;
     text = std::move(next++->second);
     return true;
   });
-  log::status_line("");
   summary.training_seconds = seconds_since(start);
-  return Tokenizer::from_bytes(model, options.output + "/tokenizer.model");
+  return Tokenizer::from_bytes(model, config.output + "/tokenizer.model");
 }
 
 // ---- tokens
 
-PipelineCounts run_pipeline(const std::vector<CorpusFile>& files, const PrepareOptions& options,
-                            const Tokenizer& tokenizer, ThreadPool& pool, DatasetWriter& train,
-                            DatasetWriter& val, bool all_val, CorpusCounts& corpus) {
-  DocumentSource source(files, options);
-  Progress progress(all_val ? "val" : "tokenizing", files, options);
-  int64_t left = all_val && options.max_val_documents > 0 ? options.max_val_documents
-                                                          : std::numeric_limits<int64_t>::max();
-  std::atomic<int64_t> bytes_read = 0;  // the reader may be at work while progress is shown
-  PipelineIo io;
-  io.train = &train;
-  io.val = &val;
-  io.next = [&](std::string& text, Split& split) {
-    if (left == 0 || !source.next(text, split)) return false;
-    --left;
-    if (all_val) split = Split::val;
-    bytes_read = source.reader().bytes_read();
-    return true;
-  };
-  io.progress = [&](int64_t text_bytes, int64_t) { progress.show(bytes_read, text_bytes); };
-  const PipelineCounts counts = tokenize_documents(io, tokenizer, options.add_bos, pool);
+PipelineCounts run_pipeline(Job& job, Split from, const Tokenizer& tokenizer, DatasetWriter& train,
+                            DatasetWriter& val, CorpusCounts& corpus) {
+  DocumentSource source(job, from);
+  Progress progress(from == Split::val ? "validation" : "tokenizing", job,
+                    from == Split::val ? job.val_files : job.files);
+  PipelineIo io{
+      [&](std::string& text, Split& split) { return source.next(text, split); }, &train, &val,
+      [&](int64_t text_bytes) { progress.show(source.reader().bytes_read(), text_bytes); }};
+  const PipelineCounts counts = tokenize_documents(io, tokenizer, job.config.add_bos, job.pool);
   corpus += source.reader().counts();
   return counts;
 }
 
-void check_splits(const PrepareOptions& options, const DatasetWriter& train,
+void check_splits(const PrepareConfig& config, const DatasetWriter& train,
                   const DatasetWriter& val) {
   if (train.documents() == 0)
-    throw Error(Exit::data, "no usable documents in " + joined(options.inputs),
-                "check the files and the text_field");
-  const bool wanted = options.val_fraction > 0 || !options.val_inputs.empty();
+    throw Error(Exit::data, "no usable documents in " + joined(config.inputs),
+                "check the files and text_field");
+  const bool wanted = config.val_fraction > 0 || !config.val_inputs.empty();
   if (wanted && val.documents() == 0)
     throw Error(Exit::data,
                 "none of the " + std::to_string(train.documents()) +
@@ -270,53 +271,51 @@ void check_splits(const PrepareOptions& options, const DatasetWriter& train,
                 "raise val_fraction, give val_inputs, or set val_fraction: 0 for no validation");
 }
 
-}  // namespace
-
-PrepareSummary prepare_dataset(const PrepareOptions& options) {
-  check_options(options);
-  ThreadPool pool(options.threads);
-  const std::vector<CorpusFile> files = list_corpus(options.inputs);
-  const std::vector<CorpusFile> val_files = list_corpus(options.val_inputs);
-  const std::vector<SourceFile> sources = describe_sources(files, options, pool);
-  const std::vector<SourceFile> val_sources = describe_sources(val_files, options, pool);
-  std::vector<SourceFile> all_sources = sources;
-  all_sources.insert(all_sources.end(), val_sources.begin(), val_sources.end());
-
-  PrepareRecord record = request_of(options, all_sources);
-  PrepareSummary summary;
-  if (already_prepared(options.output, record)) {
-    summary.already_done = true;
-    summary.counts = record.counts;
-    return summary;
-  }
-
-  StagedOutput staged(options.output);
-  const Tokenizer tokenizer = obtain_tokenizer(files, options, summary);
-  const std::string& sha256 = tokenizer.sha256();
-  if (options.add_bos && tokenizer.bos_id() < 0)
+// Writes everything into `staged`; `record` comes with the request and gets the counts.
+void write_output(Job& job, const StagedOutput& staged, PrepareRecord& record,
+                  PrepareSummary& summary) {
+  const Tokenizer tokenizer = obtain_tokenizer(job, summary);
+  if (job.config.add_bos && tokenizer.bos_id() < 0)
     throw Error(Exit::data, "the tokenizer has no begin-of-text id (<s>)", "set add_bos: false");
-  DatasetWriter train(staged.path() + "/train", tokenizer.vocab_size(), sha256,
-                      options.shard_tokens);
-  DatasetWriter val(staged.path() + "/val", tokenizer.vocab_size(), sha256, options.shard_tokens);
+  record.tokenizer_sha256 = tokenizer.sha256();
+  const auto writer_for = [&](const char* split) {
+    return DatasetWriter(staged.path() + "/" + split, tokenizer.vocab_size(), tokenizer.sha256(),
+                         job.config.shard_tokens);
+  };
+  DatasetWriter train = writer_for("train"), val = writer_for("val");
+
   const auto start = Clock::now();
   PipelineCounts total;
-  total += run_pipeline(files, options, tokenizer, pool, train, val, false, summary.corpus);
-  if (!val_files.empty())
-    total += run_pipeline(val_files, options, tokenizer, pool, train, val, true, summary.corpus);
+  total += run_pipeline(job, Split::train, tokenizer, train, val, summary.corpus);
+  if (!job.val_files.empty())
+    total += run_pipeline(job, Split::val, tokenizer, train, val, summary.corpus);
   summary.tokenizing_seconds = seconds_since(start);
-  check_splits(options, train, val);
+  check_splits(job.config, train, val);
 
-  train.finish(sources);
-  if (val.documents() > 0) val.finish(val_sources.empty() ? sources : val_sources);
+  train.finish(record.sources);
+  if (val.documents() > 0) val.finish(job.val_files.empty() ? record.sources : record.val_sources);
   record.counts = {train.documents(), val.documents(),  train.tokens(),
                    val.tokens(),      total.text_bytes, total.fallback_tokens};
-  record.tokenizer_sha256 = sha256;
   write_file_atomic(staged.path() + "/tokenizer.model", tokenizer.model());
-  write_file_atomic(staged.path() + "/" + kRecordName, record_to_json(record));
-  stop_if_asked(options);
-  staged.commit();
+}
+
+}  // namespace
+
+PrepareSummary prepare_dataset(const PrepareConfig& config, const std::atomic<bool>* stop) {
+  Job job(config, stop);
+  PrepareRecord record = request_of(config, describe_sources(job, job.files));
+  record.val_sources = describe_sources(job, job.val_files);
+  PrepareSummary summary;
+  if (already_prepared(config.output, record)) {
+    summary.already_done = true;
+  } else {
+    StagedOutput staged(config.output);
+    write_output(job, staged, record, summary);
+    write_file_atomic(staged.path() + "/" + kRecordName, record_to_json(record));
+    stop_if_asked(job);
+    staged.commit();
+  }
   summary.counts = record.counts;
-  summary.vocab_size = tokenizer.vocab_size();
   return summary;
 }
 

@@ -58,7 +58,6 @@ void write_batch(const Batch& batch, const PipelineIo& io, PipelineCounts& total
       ids += chunk.counts[i];
     }
     total.text_bytes += chunk.text_bytes;
-    total.tokens += static_cast<int64_t>(chunk.ids.size());
     total.fallback_tokens += chunk.fallback_tokens;
   }
 }
@@ -67,7 +66,6 @@ void write_batch(const Batch& batch, const PipelineIo& io, PipelineCounts& total
 
 PipelineCounts& PipelineCounts::operator+=(const PipelineCounts& other) {
   text_bytes += other.text_bytes;
-  tokens += other.tokens;
   fallback_tokens += other.fallback_tokens;
   return *this;
 }
@@ -94,7 +92,7 @@ PipelineCounts tokenize_documents(const PipelineIo& io, const Tokenizer& tokeniz
                      tokenizer, add_bos);
       }
     });
-    io.progress(total.text_bytes, total.tokens);
+    io.progress(total.text_bytes);
   }
   return total;
 }

@@ -17,11 +17,11 @@ struct PipelineIo {
   std::function<bool(std::string& text, Split& split)> next;  // false: no more documents
   DatasetWriter* train = nullptr;
   DatasetWriter* val = nullptr;
-  std::function<void(int64_t text_bytes, int64_t tokens)> progress;  // totals; may throw to stop
+  std::function<void(int64_t text_bytes)> progress;  // so far; may throw to stop
 };
 
 struct PipelineCounts {
-  int64_t text_bytes = 0, tokens = 0, fallback_tokens = 0;
+  int64_t text_bytes = 0, fallback_tokens = 0;
   PipelineCounts& operator+=(const PipelineCounts& other);
 };
 

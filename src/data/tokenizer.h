@@ -11,13 +11,9 @@
 #include <unordered_map>
 #include <vector>
 
-namespace kla {
+#include "config/prepare_config.h"
 
-struct TokenizerTraining {
-  int64_t vocab_size = 32000;
-  double character_coverage = 0.99995;  // share of characters with a piece; the rest become bytes
-  int64_t sample_bytes = 32 << 20;      // of text, in whole documents chosen by their hash
-};
+namespace kla {
 
 class Tokenizer {
  public:
@@ -76,10 +72,10 @@ class Encoder {
   std::vector<int32_t> ids_;
 };
 
-// Trains a model on the documents that `next_document` gives until it returns false, and returns
-// the bytes of the model file: a pure function of documents and settings. Error{usage} if the
-// vocabulary does not fit the text.
-std::string train_tokenizer(const TokenizerTraining& training,
+// Trains a model of settings.vocab_size ids on the documents that `next_document` gives until it
+// returns false, and returns the bytes of the model file: a pure function of documents and
+// settings. Error{usage} if the vocabulary does not fit the text.
+std::string train_tokenizer(const TokenizerConfig& settings,
                             const std::function<bool(std::string&)>& next_document);
 
 }  // namespace kla

@@ -54,16 +54,16 @@ class Sentences final : public sentencepiece::SentenceIterator {
   bool done_ = false;
 };
 
-std::unordered_map<std::string, std::string> trainer_settings(const TokenizerTraining& training) {
+std::unordered_map<std::string, std::string> trainer_flags(const TokenizerConfig& settings) {
   return {{"model_type", "bpe"},
-          {"vocab_size", std::to_string(training.vocab_size)},
+          {"vocab_size", std::to_string(settings.vocab_size)},
           {"byte_fallback", "true"},
           {"split_digits", "true"},
           {"normalization_rule_name", "identity"},
           {"remove_extra_whitespaces", "false"},
           {"add_dummy_prefix", "true"},
           {"allow_whitespace_only_pieces", "true"},
-          {"character_coverage", std::to_string(training.character_coverage)},
+          {"character_coverage", std::to_string(settings.character_coverage)},
           {"max_sentence_length", std::to_string(kMaxSentence)},
           {"unk_id", "0"},
           {"bos_id", "1"},
@@ -75,10 +75,10 @@ std::unordered_map<std::string, std::string> trainer_settings(const TokenizerTra
 
 }  // namespace
 
-std::string train_tokenizer(const TokenizerTraining& training,
+std::string train_tokenizer(const TokenizerConfig& settings,
                             const std::function<bool(std::string&)>& next_document) {
-  const std::string wanted = "tokenizer.vocab_size = " + std::to_string(training.vocab_size);
-  if (training.vocab_size <= kControlAndBytes)
+  const std::string wanted = "tokenizer.vocab_size = " + std::to_string(settings.vocab_size);
+  if (settings.vocab_size <= kControlAndBytes)
     throw Error(Exit::usage, wanted + " leaves no room beside 3 control and 256 byte pieces",
                 "set it to at least 300");
   Sentences sentences(next_document);
@@ -86,7 +86,7 @@ std::string train_tokenizer(const TokenizerTraining& training,
     throw Error(Exit::data, "there is no text to train a tokenizer on", "check the inputs");
   std::string model;
   const auto status =
-      sentencepiece::SentencePieceTrainer::Train(trainer_settings(training), &sentences, &model);
+      sentencepiece::SentencePieceTrainer::Train(trainer_flags(settings), &sentences, &model);
   if (!status.ok())
     throw Error(Exit::usage, wanted + " does not fit this text: " + status.ToString());
   return model;
