@@ -46,6 +46,8 @@ inline double relative_rms(const std::vector<double>& x, const std::vector<doubl
   return x.empty() ? 0 : std::sqrt(difference / static_cast<double>(x.size()));
 }
 
+inline constexpr int64_t kFixtureBlocks = 24;
+
 struct FixtureTensor {
   std::vector<int64_t> shape;
   std::vector<double> values;
@@ -105,7 +107,7 @@ inline FixtureTensor draw_input(const std::string& stream, const std::string& ki
       x = std::floor(low + (high - low) * u);
     } else {
       KLA_CHECK(kind == "rows", kind);
-      x = (2 * u - 1) * std::pow(10.0, low + (high - low) * row_number(i / shape.back() / 16));
+      x = (2 * u - 1) * std::pow(10.0, low + (high - low) * row_number(i / shape.back() / 8));
     }
   }
   return {std::move(shape), std::move(values)};
@@ -132,7 +134,7 @@ inline Fixture read_fixture(const std::string& path) {
       KLA_CHECK(word == "expect", path + ": " + word);
       Fixture::Expected e;
       file >> key >> e.size;
-      e.block_sums.resize(static_cast<size_t>(std::min<int64_t>(e.size, 40)));
+      e.block_sums.resize(static_cast<size_t>(std::min<int64_t>(e.size, kFixtureBlocks)));
       for (double& x : e.block_sums) file >> x;
       fixture.expected[key] = std::move(e);
     }

@@ -2,15 +2,15 @@
 
 A fixture holds no inputs, only how each was drawn: numbers come from counter-based streams that
 tests/support/fixture.h repeats bit for bit. Of every output and gradient it holds signed block
-sums: entry i goes into block i*n/size (n = 40 blocks, fewer if the tensor is smaller) with a sign
+sums: entry i goes into block i*n/size (n = 24 blocks, fewer if the tensor is smaller) with a sign
 from the stream "sign". Every entry counts, the expected square of an error is kept, and a block
-that differs says where to look; a tensor of at most 40 entries is stored whole, up to signs.
+that differs says where to look; a tensor of at most 24 entries is stored whole, up to signs.
 """
 
 import numpy as np
 import torch
 
-BLOCKS = 40
+BLOCKS = 24
 
 
 def stream(name, count):
@@ -47,7 +47,7 @@ class Fixture:
 
     def draw(self, name, shape, kind, low, high):
         """uniform: in [low, high). integers: in [low, high). rows: uniform in [-1, 1) times
-        10^e, e uniform in [low, high) and common to 16 rows (all but the last dimension)."""
+        10^e, e uniform in [low, high) and common to 8 rows (all but the last dimension)."""
         size = int(np.prod(shape))
         x = stream(f"{self.name}/{name}", size)
         if kind == "uniform":
@@ -55,7 +55,7 @@ class Fixture:
         elif kind == "integers":
             x = np.floor(low + (high - low) * x)
         elif kind == "rows":
-            row = np.arange(size) // shape[-1] // 16
+            row = np.arange(size) // shape[-1] // 8
             exponent = low + (high - low) * stream(f"{self.name}/{name}/rows", int(row.max()) + 1)
             x = (2 * x - 1) * 10.0 ** exponent[row]
         else:
