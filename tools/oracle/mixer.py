@@ -40,7 +40,7 @@ def short_conv(x, w, tail, reset):
     T = x.shape[1]
     past = torch.cat([tail, x], 1)
     document = documents(reset)
-    before = torch.cat([torch.zeros_like(document[:, :3]), document], 1)[:, : T + 3]
+    before = torch.cat([torch.zeros_like(document[:, :1]).expand(-1, 3), document], 1)[:, : T + 3]
     out = torch.zeros_like(x)
     for i in range(4):
         same = (before[:, i : i + T] == document).to(x.dtype)

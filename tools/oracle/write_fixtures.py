@@ -20,7 +20,7 @@ UNBOUNDED = ("no_norm", "seq_only")  # gain grows with the key: keys are drawn s
 def draw_mixer(f, B, T, H, K, V, rule, decay, strong, carried):
     """Inputs, small parameters and the state of a mixer; returns (x, p, carried)."""
     uniform = lambda name, shape, low, high: f.draw(name, shape, "uniform", low, high)
-    key_low, key_high = (-3, -0.4) if rule in UNBOUNDED else (-3, 2.3)
+    key_low, key_high = (-3, -0.2) if rule in UNBOUNDED else (-3, 2.3)
     x = {"q": uniform("q", (B, T, H * K), -2, 2),
          "k": f.draw("k", (B, T, H * K), "rows", key_low, key_high) if strong
               else uniform("k", (B, T, H * K), *((-0.45, 0.45) if rule in UNBOUNDED else (-2, 2))),
@@ -36,7 +36,7 @@ def draw_mixer(f, B, T, H, K, V, rule, decay, strong, carried):
     if decay == "dual_mamba":
         p["a_log"] = uniform("a_log", (H,), *((1.5, 2.1) if strong else (-3, -1)))
     if rule == "learned_scalar":
-        p["theta"] = uniform("theta", (1,), 0.2, 0.6)
+        p["theta"] = uniform("theta", (1,), -0.35, 0)
     state = {"S_initial": torch.zeros(B, H, V, K, dtype=torch.float64),
              "conv_tail": torch.zeros(B, 3, 2 * H * K + H * V, dtype=torch.float64),
              "position": torch.zeros(B, dtype=torch.int64),
@@ -104,7 +104,7 @@ def draw_parameters(f, o):
         elif o["decay"] == "dual_logsigmoid":
             add(attn + "a_proj.bias", (H,), -1, 1)
         if o["rule"] == "learned_scalar":
-            add(attn + "learned_norm_logit", (1,), 0.2, 0.6)
+            add(attn + "learned_norm_logit", (1,), -0.35, 0)
         for name, rows in (("q", H * K), ("k", H * K), ("v", H * V)):
             add(f"{attn}{name}_conv1d.weight", (rows, 1, 4), -0.7, 0.7)
         add(attn + "o_norm.weight", (V,), 0.5, 1.5)
