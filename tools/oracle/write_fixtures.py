@@ -151,7 +151,7 @@ def main():
     mixer_fixture("kaczmarz_single_strong", "kaczmarz", decay="single", strong=True)
     mixer_fixture("kla_carried", factor="inv_sqrt_t", carried=True)
     mixer_fixture("seq_only_carried_resets", "seq_only", carried=True, resets=True)
-    mixer_fixture("learned_scalar_carried_resets", "learned_scalar", factor="inv_log_t",
+    mixer_fixture("learned_scalar_carried_resets", "learned_scalar", factor="inv_sqrt_t",
                   carried=True, resets=True)
     mixer_fixture("kla_one_token", carried=True, T=1)
     mixer_fixture("gdn_chunk", "gdn", carried=True, T=64)
