@@ -68,26 +68,4 @@ void expect_contract(Program&& program, const std::string& what, double bound = 
   }
 }
 
-// Central differences of loss() in every entry of x.
-template <class Loss>
-Values central_differences(Values& x, Loss&& loss, double h = 1e-5) {
-  Values slope(x.size());
-  for (size_t i = 0; i < x.size(); ++i) {
-    const double middle = x[i];
-    x[i] = middle + h;
-    const double above = loss();
-    x[i] = middle - h;
-    slope[i] = (above - loss()) / (2 * h);
-    x[i] = middle;
-  }
-  return slope;
-}
-
-inline double dot(const Values& a, const Values& b) {
-  KLA_CHECK(a.size() == b.size(), "dot");
-  double sum = 0;
-  for (size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
-  return sum;
-}
-
 }  // namespace kla::testing

@@ -35,7 +35,8 @@ inline ThreadPool& pool_of(int threads) {
 
 class Lab {
  public:
-  static constexpr double kInitialGradient = 0.5;  // what accumulators hold before an op adds
+  static constexpr double kInitialGradient = 0.5;
+  double initial_gradient = kInitialGradient;  // what accumulators hold before an op adds to them
 
   Lab(Device device, int threads, Arena& scratch) : scratch_(scratch) {
     context_.device = device;
@@ -59,7 +60,7 @@ class Lab {
   // Gradients of parameters, which ops add to.
   View accumulator(Dims dims) {
     View view = acc(dims);
-    return fill(view, Values(static_cast<size_t>(view.size()), kInitialGradient));
+    return fill(view, Values(static_cast<size_t>(view.size()), initial_gradient));
   }
 
   // Column views of a wider compute matrix, three columns in from the left and five from the right.

@@ -1,6 +1,6 @@
-// The gated delta rule token by token with its sequential adjoint, in double, exactly as KERNEL_MATH
-// section 1 defines it: the yardstick for the chunkwise kernels. A reset zeroes the state before
-// its token.
+// The gated delta rule token by token with its sequential adjoint, in double, exactly as
+// KERNEL_MATH section 1 defines it: the yardstick for the chunkwise kernels. A reset zeroes the
+// state before its token.
 #pragma once
 
 #include <cmath>
@@ -69,8 +69,10 @@ class DeltaHead {
   size_t token(int64_t t) const {
     return static_cast<size_t>((b_ * p_.shape.T + t) * p_.shape.H + h_);
   }
-  template <class V>
-  auto* row(V& values, int64_t t, int64_t width) const {
+  double* row(Values& values, int64_t t, int64_t width) const {
+    return values.data() + token(t) * static_cast<size_t>(width);
+  }
+  const double* row(const Values& values, int64_t t, int64_t width) const {
     return values.data() + token(t) * static_cast<size_t>(width);
   }
   double scalar(const Values& values, int64_t t) const { return values[token(t)]; }
