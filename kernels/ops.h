@@ -104,16 +104,18 @@ struct MixerInputs {
 
 // From projections to what the scan needs, per token: c = conv4(x); q,k,v = silu(c) (q,k without
 // silu under KeyMap::softmax); q_hat, k_hat, v_hat by the rule's maps; beta_hat = rule *
-// seq_factor(t); g by the decay gate; G = cumulative sum of g inside each chunk; T_zero = (I +
-// A)^-1 per chunk with A_ij = beta_i k_i.k_j for j < i (KERNEL_MATH (3.1)): gate-free, unit lower
-// triangular.
+// seq_factor(t); g by the decay gate; G = cumulative sum of g inside each chunk, begun anew at a
+// reset (so that no rounding of one document reaches the next); T_zero = (I + A)^-1 per chunk with
+// A_ij = beta_i k_i.k_j for j < i (KERNEL_MATH (3.1)): gate-free, unit lower triangular, unit rows
+// where the last chunk is short.
 struct MixerPrepForward {
   View q_hat, k_hat;   // [B,T,H,K] compute
   View v_hat;          // [B,T,H,V] compute
   View beta;           // [B,T,H] acc: beta-hat
   View G;              // [B,T,H] acc
   View T_zero;         // [B,NC,H,C,C] compute; empty when only decoding
-  View conv_tail_out;  // [B,3,2*H*K+H*V] acc, optional; may be the memory of in.conv_tail
+  View conv_tail_out;  // [B,3,2*H*K+H*V] acc, optional; may be the memory of in.conv_tail; zeros
+                       // where an input belongs to an earlier document
   View position_out;   // [B] i64, optional; may be the memory of in.position
   MixerInputs in;
   MixerPrepParameters w;

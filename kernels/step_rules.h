@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <string_view>
 #include <tuple>
+#include <type_traits>
 
 #ifdef __CUDACC__
 #define KLA_HD __host__ __device__
@@ -277,6 +278,15 @@ KLA_HD T seq_factor(SeqFactor factor, T t) {
       return 1 / std::log(1 + t);
   }
   return 1;
+}
+
+// What the kernels call: the write gain beta_hat of a rule, with its sequence factor.
+template <class Rule, class T>
+KLA_HD StepValue<T> write_gain(const StepInput<T>& x, SeqFactor factor) {
+  const StepValue<T> y = Rule::step(x);
+  if constexpr (std::is_same_v<Rule, rules::SeqOnly>) return y;
+  const T f = seq_factor(factor, x.t);
+  return {f * y.beta_hat, f * y.d_eta, f * y.d_n, f * y.d_scalar};
 }
 
 // Log-decay gates. dual_mamba: g = -exp(A) softplus(a + dt_bias); dual_logsigmoid: g = ln sigmoid(a
