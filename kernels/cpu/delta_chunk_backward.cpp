@@ -126,7 +126,7 @@ void chunk_backward(const Chunk& u, Tiles& t) {
 }
 
 void backward(Context& context, const DeltaChunkBackward& a) {
-  const ChunkGrid grid(a.in);
+  const ChunkGrid grid(a.in, a.dout);
   ArenaScope scope(*context.scratch);
   const WorkerScratch scratch(context, Tiles::floats(grid));
   context.parallel(grid.B * grid.NC * grid.H, [&](int64_t task, int worker) {

@@ -71,7 +71,7 @@ void forward_chunk(const ChunkGrid& grid, const DeltaInputs& in, int64_t b, int6
 }
 
 void scan_forward(Context& context, const DeltaScanForward& a) {
-  const ChunkGrid grid(a.in);
+  const ChunkGrid grid(a.in, a.o);
   ArenaScope scope(*context.scratch);
   const WorkerScratch scratch(context, ForwardTiles::floats(grid));
   context.parallel(grid.B * grid.H, [&](int64_t task, int worker) {
@@ -132,7 +132,7 @@ void reverse_chunk(const ChunkGrid& grid, const DeltaInputs& in, int64_t b, int6
 }
 
 void reverse_scan(Context& context, const DeltaReverseScan& a) {
-  const ChunkGrid grid(a.in);
+  const ChunkGrid grid(a.in, a.dout);
   ArenaScope scope(*context.scratch);
   const WorkerScratch scratch(context, ReverseTiles::floats(grid));
   context.parallel(grid.B * grid.H, [&](int64_t task, int worker) {

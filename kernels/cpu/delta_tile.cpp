@@ -206,12 +206,12 @@ WorkerScratch::WorkerScratch(Context& context, int64_t floats)
     : floats_(Slice::padded(floats)),
       memory_(context.scratch->allocate<float>(floats_ * context.pool->threads())) {}
 
-ChunkGrid::ChunkGrid(const DeltaInputs& in)
+ChunkGrid::ChunkGrid(const DeltaInputs& in, const View& values)
     : B(in.q.dim(0)),
       T(in.q.dim(1)),
       H(in.q.dim(2)),
       K(in.q.dim(3)),
-      V(in.v.dim(3)),
+      V(values.dim(3)),
       NC(chunk_count(T)) {
   KLA_CHECK(in.T_zero.rank == 5 && in.T_zero.dim(4) == C,
             "the cpu kernels take chunks of 64, not " + in.T_zero.describe());
@@ -253,7 +253,7 @@ void load_decay(const ChunkGrid& grid, const DeltaInputs& in, int64_t b, int64_t
   const Tile G_in = grid.scalars(in.G, b, c, h), beta = grid.scalars(in.beta, b, c, h);
   const uint8_t* reset = in.reset.empty() ? nullptr : in.reset.as<uint8_t>() + (b * grid.T + c * C);
   for (int64_t i = 0; i < decay.n; ++i) {
-    if (reset && reset[i]) {
+    if (reset && reset[i] == 1) {
       decay.head = std::min(decay.head, i);
       decay.tail = i;
     }

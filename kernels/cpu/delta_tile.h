@@ -39,7 +39,8 @@ class WorkerScratch {
 // Shapes and addresses. Chunk c of head h in sequence b has rows(c) tokens from c*C on.
 struct ChunkGrid {
   int64_t B, T, H, K, V, NC;
-  explicit ChunkGrid(const DeltaInputs& in);
+  // `values` is any [B,T,H,V].
+  ChunkGrid(const DeltaInputs& in, const View& values);
 
   int64_t rows(int64_t c) const { return c + 1 < NC ? C : T - c * C; }
   // [B,T,H,n]: the chunk's tokens of one head, a row per token.

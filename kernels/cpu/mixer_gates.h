@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <string_view>
 
 #include "kernels/ops.h"
 
@@ -21,28 +20,24 @@ inline double softplus(double x) {
 // The parameters of one head.
 struct HeadGates {
   MixerOptions options;
-  bool uses_position;
   double b_bias = 0, a_bias = 0, decay_rate = 0, scalar = 1;
 
   HeadGates(const MixerOptions& o, const MixerPrepParameters& w, int64_t h) : options(o) {
     const auto read = [](const View& view, int64_t i) {
       return view.empty() ? 0.0 : static_cast<double>(view.as<float>()[i]);
     };
-    uses_position = o.factor != SeqFactor::none || is_seq_only();
     b_bias = read(w.b_bias, h);
     a_bias = read(w.a_bias, h);
     if (o.decay == DecayGate::dual_mamba) decay_rate = std::exp(read(w.a_log, h));
     if (rule_info(o.rule).uses_scalar) scalar = softplus(read(w.theta, 0));
   }
-  bool is_seq_only() const { return rule_info(options.rule).name == rules::SeqOnly::info.name; }
 
-  // beta-hat and its derivatives by the logit of eta, |k|^2 and the scalar; `t` is the position.
+  // beta-hat and its derivatives by eta, |k|^2 and the scalar; `t` is the position.
   StepValue<double> step(double eta, double n, double t) const {
-    StepValue<double> x = visit_rule(options.rule, [&](auto rule) {
-      return decltype(rule)::step(StepInput<double>{eta, n, options.eps, t, scalar});
+    return visit_rule(options.rule, [&](auto rule) {
+      return write_gain<decltype(rule)>(StepInput<double>{eta, n, options.eps, t, scalar},
+                                        options.factor);
     });
-    const double factor = is_seq_only() ? 1 : seq_factor(options.factor, t);
-    return {x.beta_hat * factor, x.d_eta * factor, x.d_n * factor, x.d_scalar * factor};
   }
 
   struct Decay {

@@ -135,7 +135,7 @@ void gates_backward(Task& u, const float* n, double* dn) {
   const HeadGates& gates = u.gates;
   float* da = u.a.da.as<float>();
   float* db = u.a.db.as<float>();
-  int64_t position = gates.uses_position ? u.documents.position(u.t - 1) : 0;
+  int64_t position = u.documents.position(u.t - 1);
   for (int64_t i = 0; i < u.halo_rows; ++i) {
     position = u.documents.starts(u.t + i) ? 1 : position + 1;
     const double eta = sigmoid(u.scalar(u.a.in.b, i) + gates.b_bias);

@@ -1,5 +1,7 @@
 #include "kernels/cpu/mixer_tokens.h"
 
+#include <cstring>
+
 namespace kla::cpu {
 
 Documents::Documents(const MixerInputs& in, int64_t b, int64_t tokens) : T(tokens) {
@@ -8,9 +10,8 @@ Documents::Documents(const MixerInputs& in, int64_t b, int64_t tokens) : T(token
 }
 
 int64_t Documents::position(int64_t t) const {
-  int64_t start = reset ? t : -1;
-  while (start >= 0 && !starts(start)) --start;
-  return start >= 0 ? t - start + 1 : before + t + 1;
+  const void* start = reset ? memrchr(reset, 1, static_cast<size_t>(t + 1)) : nullptr;
+  return start ? reset + t + 1 - static_cast<const uint8_t*>(start) : before + t + 1;
 }
 
 int64_t Documents::past(int64_t t) const {

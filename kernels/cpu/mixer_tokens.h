@@ -37,7 +37,7 @@ struct Documents {
   int64_t before = 0;              // position of the token before the first
 
   Documents(const MixerInputs& in, int64_t b, int64_t tokens);
-  bool starts(int64_t t) const { return reset && t >= 0 && t < T && reset[t]; }
+  bool starts(int64_t t) const { return reset && t >= 0 && t < T && reset[t] == 1; }
   // Position of token t in its document, from 1; t = -1 is the token before the call.
   int64_t position(int64_t t) const;
   // How many of the convolution's past taps stay inside the document of token t, at most 3. Tokens
