@@ -1,0 +1,190 @@
+// A lab runs a small program of ops on one device, twice: once as a dry run with a counting scratch
+// arena and null tensors, then for real with exactly the scratch the plan found. All fresh memory
+// is NaN, every tensor is a heap block of its own (so AddressSanitizer sees what runs over), and
+// column views lie in a wider matrix whose other columns must stay untouched.
+//
+// A program is a callable taking Lab&. It makes views from doubles, calls ops with lab(op, args)
+// and names what it wants compared with lab.keep(). The same program runs on any device; values
+// are rounded to f32 where they are drawn (draw.h), so that every device sees the same numbers.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/op.h"
+
+namespace kla::testing {
+
+using Values = std::vector<double>;
+using Results = std::map<std::string, Values>;
+using Dims = std::initializer_list<int64_t>;
+
+inline ThreadPool& pool_of(int threads) {
+  static std::map<int, std::unique_ptr<ThreadPool>> pools;
+  std::unique_ptr<ThreadPool>& pool = pools[threads];
+  if (!pool) pool = std::make_unique<ThreadPool>(threads);
+  return *pool;
+}
+
+class Lab {
+ public:
+  static constexpr double kInitialGradient = 0.5;
+  double initial_gradient = kInitialGradient;  // what accumulators hold before an op adds to them
+
+  Lab(Device device, int threads, Arena& scratch) : scratch_(scratch) {
+    context_.device = device;
+    if (device == Device::reference) context_.compute = context_.accumulate = DType::f64;
+    context_.pool = &pool_of(threads);
+    context_.scratch = &scratch;
+    context_.dry_run = scratch.counting();
+  }
+
+  bool planning() const { return context_.dry_run; }
+
+  // Tensors: filled with values, or fresh (NaN). compute and acc as in kernels/ops.h.
+  View compute(const Values& values, Dims dims) { return fill(compute(dims), values); }
+  View compute(Dims dims) { return fresh(context_.compute, dims); }
+  View acc(const Values& values, Dims dims) { return fill(acc(dims), values); }
+  View acc(Dims dims) { return fresh(context_.accumulate, dims); }
+  View typed(DType dtype, const Values& values, Dims dims) {
+    return fill(fresh(dtype, dims), values);
+  }
+  View typed(DType dtype, Dims dims) { return fresh(dtype, dims); }
+  // Gradients of parameters, which ops add to.
+  View accumulator(Dims dims) {
+    View view = acc(dims);
+    return fill(view, Values(static_cast<size_t>(view.size()), initial_gradient));
+  }
+
+  // Column views of a wider compute matrix, three columns in from the left and five from the right.
+  View columns(const Values& values, Dims dims) { return fill(columns(dims), values); }
+  View columns(Dims dims) {
+    const View shape(nullptr, context_.compute, dims);
+    const int64_t width = shape.cols() + kLeft + kRight;
+    View wide = fresh(context_.compute, {shape.rows(), width});
+    wide_.push_back(wide);
+    View view = shape;
+    view.stride = width;
+    if (wide.data) view.data = static_cast<std::byte*>(wide.data) + kLeft * size_of(wide.dtype);
+    return view;
+  }
+
+  template <class Args>
+  void operator()(const Op<Args>& op, const Args& args) {
+    op(context_, args);
+    EXPECT_EQ(scratch_.used(), 0) << op.name() << " keeps scratch memory";
+  }
+
+  void keep(const std::string& name, const View& view) {
+    if (!planning()) results_[name] = read(view);
+  }
+  Results& results() { return results_; }
+  Values read(const View& view) const;
+  void expect_margins_untouched() const;
+
+ private:
+  static constexpr int64_t kLeft = 3, kRight = 5;
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+
+  View fresh(DType dtype, Dims dims);
+  View fill(View view, const Values& values) const;
+
+  Context context_;
+  Arena& scratch_;
+  std::vector<std::unique_ptr<void, Free>> memory_;
+  std::vector<View> wide_;
+  Results results_;
+};
+
+template <class Visit>
+void visit_type(DType dtype, Visit&& visit) {
+  switch (dtype) {
+    case DType::f64:
+      return visit(double{});
+    case DType::f32:
+      return visit(float{});
+    case DType::i64:
+      return visit(int64_t{});
+    case DType::i32:
+      return visit(int32_t{});
+    case DType::u8:
+      return visit(uint8_t{});
+    case DType::bf16:
+      break;
+  }
+  KLA_CHECK(false, name_of(dtype));
+}
+
+inline View Lab::fresh(DType dtype, Dims dims) {
+  View view(nullptr, dtype, dims);
+  if (planning()) return view;
+  const auto align = static_cast<size_t>(Arena::kAlignment);
+  const size_t bytes = (static_cast<size_t>(view.bytes()) / align + 1) * align;
+  memory_.emplace_back(std::aligned_alloc(align, bytes));
+  view.data = memory_.back().get();
+  std::memset(view.data, 0xFF, bytes);
+  return view;
+}
+
+inline View Lab::fill(View view, const Values& values) const {
+  KLA_CHECK(static_cast<int64_t>(values.size()) == view.size(), view.describe());
+  if (planning()) return view;
+  visit_type(view.dtype, [&]<class T>(T) {
+    T* data = view.as<T>();
+    for (int64_t row = 0, i = 0; row < view.rows(); ++row)
+      for (int64_t c = 0; c < view.cols(); ++c, ++i)
+        data[row * view.stride + c] = static_cast<T>(values[static_cast<size_t>(i)]);
+  });
+  return view;
+}
+
+inline Values Lab::read(const View& view) const {
+  Values values;
+  visit_type(view.dtype, [&]<class T>(T) {
+    const T* data = view.as<T>();
+    for (int64_t row = 0; row < view.rows(); ++row)
+      for (int64_t c = 0; c < view.cols(); ++c)
+        values.push_back(static_cast<double>(data[row * view.stride + c]));
+  });
+  return values;
+}
+
+inline void Lab::expect_margins_untouched() const {
+  for (const View& wide : wide_) {
+    const auto* bytes = static_cast<const uint8_t*>(wide.data);
+    const int64_t size = size_of(wide.dtype);
+    int64_t touched = 0;
+    for (int64_t i = 0; i < wide.bytes(); ++i) {
+      const int64_t column = i / size % wide.cols();
+      const bool margin = column < kLeft || column >= wide.cols() - kRight;
+      if (margin && bytes[i] != 0xFF) ++touched;
+    }
+    EXPECT_EQ(touched, 0) << "an op wrote outside its columns of " << wide.describe();
+  }
+}
+
+// Runs a program on a device: the dry run, then the real one with the planned scratch.
+template <class Program>
+Results execute(Device device, Program&& program, int threads = 1) {
+  Arena plan("plan");
+  Lab dry(device, threads, plan);
+  program(dry);
+  Arena scratch("scratch", plan.high_water());
+  scratch.poison(true);
+  Lab lab(device, threads, scratch);
+  program(lab);
+  EXPECT_EQ(scratch.high_water(), plan.high_water()) << "the plan is not what was used";
+  lab.expect_margins_untouched();
+  return std::move(lab.results());
+}
+
+}  // namespace kla::testing
