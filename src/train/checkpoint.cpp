@@ -159,6 +159,14 @@ TrainState train_state_from_json(const std::string& text, const std::string& nam
   return state;
 }
 
+std::vector<NamedView> named_views(const ParameterTable& table, View flat,
+                                   const std::string& prefix) {
+  std::vector<NamedView> views;
+  for (size_t i = 0; i < table.specs().size(); ++i)
+    views.push_back({prefix + table.specs()[i].name, table.view(flat, static_cast<int>(i))});
+  return views;
+}
+
 CheckpointStore::CheckpointStore(const std::string& directory) : directory_(directory) {}
 
 void CheckpointStore::remove_leftovers() const {
@@ -192,6 +200,15 @@ std::optional<Checkpoint> CheckpointStore::newest_valid() const {
     } catch (const Error& e) {
       log::warning(std::string(e.what()) + "; trying the checkpoint before it");
     }
+  }
+  return std::nullopt;
+}
+
+std::optional<Checkpoint> CheckpointStore::find(const std::string& name) const {
+  for (const Checkpoint& checkpoint : list()) {
+    if (fs::path(checkpoint.path).filename() != name) continue;
+    verify(checkpoint);
+    return checkpoint;
   }
   return std::nullopt;
 }

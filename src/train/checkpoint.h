@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "config/config.h"
+#include "model/parameters.h"
 #include "train/guard.h"
 #include "train/safetensors.h"
 
@@ -45,6 +46,10 @@ struct Checkpoint {
   int64_t step = 0;
 };
 
+// Every parameter inside a flat buffer, under its name behind `prefix`.
+std::vector<NamedView> named_views(const ParameterTable&, View flat,
+                                   const std::string& prefix = "");
+
 class CheckpointStore {
  public:
   explicit CheckpointStore(const std::string& directory);  // the run's checkpoints/ folder
@@ -57,7 +62,9 @@ class CheckpointStore {
   // The newest one that is intact; warns about every newer one that is not. Nothing if there is
   // none.
   std::optional<Checkpoint> newest_valid() const;
-  bool ever_held_one() const;  // a mount that is missing looks empty; a marker file tells
+  std::optional<Checkpoint> find(
+      const std::string& name) const;  // verified; Error{data} if damaged
+  bool ever_held_one() const;          // a mount that is missing looks empty; a marker file tells
 
   // Error{io}: nothing was changed but leftovers. `tokens_before`, the tokens of the step before,
   // decide with keep_every_tokens which checkpoints stay for good.
