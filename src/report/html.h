@@ -6,9 +6,9 @@
 
 #include "report/run_reader.h"
 
-namespace kla {
+namespace kla::report {
 
 // The same runs give the same bytes: nothing but the run directories enters the page.
 std::string render_report(const std::vector<RunData>& runs);
 
-}  // namespace kla
+}  // namespace kla::report

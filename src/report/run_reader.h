@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-namespace kla {
+namespace kla::report {
 
 // One logged step; NaN where a row lacks the field or holds a non-finite value.
 struct TrainRow {
@@ -56,4 +56,4 @@ std::string value_of(const KeyValues& values, const std::string& key);
 // The block mappings of a frozen config as "section.key" -> value, comments dropped.
 KeyValues parse_frozen_config(const std::string& text);
 
-}  // namespace kla
+}  // namespace kla::report
