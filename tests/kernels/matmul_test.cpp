@@ -1,5 +1,5 @@
 // matmul and its two backward products: finite differences of the reference, every device against
-// it, column views, accumulation into what is there.
+// it, column views, sums with what is there.
 #include <gtest/gtest.h>
 
 #include "kernels/ops.h"
@@ -8,26 +8,35 @@
 namespace kla::testing {
 namespace {
 
+enum class Residual { none, separate, in_place };
+
 struct Product {
   int64_t M, N, K;
-  bool accumulate = false;
-  bool acc_output = false;  // y in the accumulation type: the residual stream
+  Residual residual = Residual::none;
+  bool acc_output = false;     // y and the residual in the accumulation type: the residual stream
+  bool accumulate_dx = false;  // dx is added to
 };
 
-// x [M,K], w [N,K], y [M,N] (added to under accumulate), dy [M,N], dx [M,K] (likewise).
+// y = x w^T + residual: x [M,K], w [N,K], y and residual [M,N], dy [M,N], dx [M,K].
+View forward(Lab& lab, const Inputs& in, const Product& p, const View& x, const View& w) {
+  MatmulForward f;
+  f.y = p.acc_output ? lab.acc({p.M, p.N}) : lab.columns({p.M, p.N});
+  f.x = x;
+  f.w = w;
+  if (p.residual != Residual::none)
+    f.residual = p.acc_output ? lab.acc(in.at("residual"), {p.M, p.N})
+                              : lab.columns(in.at("residual"), {p.M, p.N});
+  if (p.residual == Residual::in_place) f.y = f.residual;
+  lab(ops::matmul_forward, f);
+  return f.y;
+}
+
 void run_matmul(Lab& lab, const Inputs& in, const Product& p) {
-  const View x = lab.columns(in.at("x"), {p.M, p.K});
-  const View w = lab.compute(in.at("w"), {p.N, p.K});
-  View y = p.acc_output ? lab.acc({p.M, p.N}) : lab.columns({p.M, p.N});
-  View dx = lab.compute({p.M, p.K});
-  if (p.accumulate) {
-    y = p.acc_output ? lab.acc(in.at("y"), {p.M, p.N}) : lab.columns(in.at("y"), {p.M, p.N});
-    dx = lab.compute(in.at("dx"), {p.M, p.K});
-  }
-  lab(ops::matmul_forward, {y, x, w, p.accumulate});
-  lab.keep("y", y);
+  const View x = lab.columns(in.at("x"), {p.M, p.K}), w = lab.compute(in.at("w"), {p.N, p.K});
+  lab.keep("y", forward(lab, in, p, x, w));
   const View dy = lab.columns(in.at("dy"), {p.M, p.N});
-  lab(ops::matmul_backward_input, {dx, dy, w, p.accumulate});
+  const View dx = p.accumulate_dx ? lab.compute(in.at("dx"), {p.M, p.K}) : lab.compute({p.M, p.K});
+  lab(ops::matmul_backward_input, {dx, dy, w, p.accumulate_dx});
   lab.keep("d.x", dx);
   const View dw = lab.accumulator({p.N, p.K});
   lab(ops::matmul_backward_weight, {dw, dy, x});
@@ -37,7 +46,7 @@ void run_matmul(Lab& lab, const Inputs& in, const Product& p) {
 Inputs draw_matmul(const Product& p) {
   return {{"x", uniform("x", p.M * p.K)},
           {"w", uniform("w", p.N * p.K)},
-          {"y", uniform("y", p.M * p.N)},
+          {"residual", uniform("residual", p.M * p.N)},
           {"dy", uniform("dy", p.M * p.N)},
           {"dx", uniform("dx", p.M * p.K)}};
 }
@@ -50,15 +59,23 @@ TEST(Matmul, FiniteDifferences) {
       [&](const Results& r) { return dot(r.at("y"), in["dy"]); }, {"w"}, "matmul");
 }
 
-TEST(Matmul, AccumulateAdds) {
-  const Product plain{6, 5, 7}, added{6, 5, 7, true}, residual{6, 5, 7, true, true};
+TEST(Matmul, AddsToWhatIsThere) {
+  const Product plain{6, 5, 7};
   const Inputs in = draw_matmul(plain);
-  const Results fresh = execute(Device::reference, [&](Lab& lab) { run_matmul(lab, in, plain); });
-  for (const Product& p : {added, residual}) {
-    const Results sum = execute(Device::reference, [&](Lab& lab) { run_matmul(lab, in, p); });
-    for (const auto& [name, before] : {std::pair{"y", "y"}, {"d.x", "dx"}})
-      for (size_t i = 0; i < sum.at(name).size(); ++i)
-        EXPECT_NEAR(sum.at(name)[i], fresh.at(name)[i] + in.at(before)[i], 1e-13) << name;
+  for (Device device : all_devices()) {
+    const double tolerance = device == Device::reference ? 1e-13 : 1e-5;
+    const auto run = [&](const Product& p) {
+      return execute(device, [&](Lab& lab) { run_matmul(lab, in, p); });
+    };
+    const Results alone = run(plain);
+    for (Residual residual : {Residual::separate, Residual::in_place})
+      for (bool acc_output : {false, true}) {
+        const Results sum = run({6, 5, 7, residual, acc_output, true});
+        for (const auto& [name, before] : {std::pair{"y", "residual"}, {"d.x", "dx"}})
+          for (size_t i = 0; i < sum.at(name).size(); ++i)
+            EXPECT_NEAR(sum.at(name)[i], alone.at(name)[i] + in.at(before)[i], tolerance)
+                << name << " on " << name_of(device);
+      }
   }
 }
 
@@ -72,14 +89,14 @@ TEST(Matmul, Contract) {
                                 {257, 100, 70},
                                 {1000, 31, 17},
                                 {65, 500, 300}})
-    for (bool accumulate : {false, true})
-      for (bool acc_output : {false, true}) {
-        const Product p{M, N, K, accumulate, acc_output};
-        const Inputs in = draw_matmul(p);
-        expect_contract([&](Lab& lab) { run_matmul(lab, in, p); },
-                        "M " + std::to_string(M) + " N " + std::to_string(N) + " K " +
-                            std::to_string(K) + (accumulate ? ", accumulate" : ""));
-      }
+    for (const Product& p : {Product{M, N, K}, Product{M, N, K, Residual::separate, true},
+                             Product{M, N, K, Residual::in_place, false, true}}) {
+      const Inputs in = draw_matmul(p);
+      expect_contract([&](Lab& lab) { run_matmul(lab, in, p); },
+                      "M " + std::to_string(M) + " N " + std::to_string(N) + " K " +
+                          std::to_string(K) + ", residual " +
+                          std::to_string(static_cast<int>(p.residual)));
+    }
 }
 
 }  // namespace

@@ -12,14 +12,14 @@ std::string describe(int64_t rows, int64_t width) {
   return std::to_string(rows) + " rows of " + std::to_string(width);
 }
 
-// x, w, dy, dresidual.
+// x, w, dy, dresidual (may be absent).
 void run_rms_norm(Lab& lab, const Inputs& in, int64_t M, int64_t D, bool in_place = false) {
   const View x = lab.acc(in.at("x"), {M, D}), w = lab.acc(in.at("w"), {D});
   const RmsNormForward forward{lab.compute({M, D}), lab.acc({M}), x, w, 1e-5};
   lab(ops::rms_norm_forward, forward);
   lab.keep("y", forward.y);
   lab.keep("rstd", forward.rstd);
-  const View dresidual = lab.acc(in.at("dresidual"), {M, D});
+  const View dresidual = in.contains("dresidual") ? lab.acc(in.at("dresidual"), {M, D}) : View();
   const RmsNormBackward backward{.dx = in_place ? dresidual : lab.acc({M, D}),
                                  .dw = lab.accumulator({D}),
                                  .dresidual = dresidual,
@@ -71,6 +71,16 @@ TEST(RmsNorm, GradientInPlaceOfTheResidual) {
   for (Device device : all_devices())
     expect_identical(execute(device, [&](Lab& lab) { run_rms_norm(lab, in, 70, 24, true); }),
                      execute(device, [&](Lab& lab) { run_rms_norm(lab, in, 70, 24); }),
+                     name_of(device));
+}
+
+TEST(RmsNorm, NoResidualIsAZeroOne) {
+  Inputs zero = draw_rms_norm(70, 24), none = zero;
+  std::fill(zero["dresidual"].begin(), zero["dresidual"].end(), 0.0);
+  none.erase("dresidual");
+  for (Device device : all_devices())
+    expect_identical(execute(device, [&](Lab& lab) { run_rms_norm(lab, none, 70, 24); }),
+                     execute(device, [&](Lab& lab) { run_rms_norm(lab, zero, 70, 24); }),
                      name_of(device));
 }
 
