@@ -52,6 +52,19 @@ TEST(Scan, EqualsRecurrenceWithAResetAnywhere) {
   expect_scan(p, "reset at every token");
 }
 
+TEST(Scan, EqualsRecurrenceOnEveryDevice) {
+  for (Device device : devices_under_test())
+    for (Decay decay : kDecays)
+      for (int64_t T : {1, 64, 150}) {
+        const DeltaProblem p = draw_problem({.B = 2, .T = T, .H = 2, .K = 24, .V = 40}, decay, 0.5);
+        const DeltaCache cache = cache_of(p);
+        const Results results = execute(device, [&](Lab& lab) { run_scan(lab, p, cache); });
+        expect_close(results, recurrence(p), 1e-4,
+                     describe(p.shape, "decay " + std::to_string(static_cast<int>(decay)) + " on " +
+                                           name_of(device)));
+      }
+}
+
 // Nothing to decay: KERNEL_MATH 8.5.
 TEST(Scan, FirstTokenWithoutStateHasNoGateGradient) {
   DeltaProblem p = draw_problem({.B = 1, .T = 20, .H = 1, .K = 4, .V = 3}, Decay::slow);
