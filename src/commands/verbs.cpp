@@ -1,7 +1,6 @@
 // Argument parsing of the commands whose work is a function of its own: data, config, report,
 // bench.
 #include "commands/arguments.h"
-#include "commands/bench_command.h"
 #include "commands/commands.h"
 #include "commands/config_command.h"
 #include "commands/data_command.h"
@@ -73,6 +72,16 @@ int config_command(const CommandLine& line) {
   arguments.positional("file", file, "YAML config", false);
   arguments.overrides(overrides);
   return arguments.parse(rest(line)) ? run_config_explain(key, file, overrides) : 0;
+}
+
+int report_command(const CommandLine& line) {
+  ReportOptions options;
+  Arguments arguments("report", "Writes one self-contained HTML page about one or more runs.",
+                      "kla report runs/quickstart/kla runs/quickstart/gdn -o report.html");
+  arguments.positionals("run", options.runs, "run directories", true);
+  arguments.option("-o,--output", options.output, "the page to write");
+  arguments.option("--csv", options.csv, "also write the table as CSV");
+  return arguments.parse(line) ? run_report(options) : 0;
 }
 
 }  // namespace kla
