@@ -11,7 +11,7 @@
 #include "hwy/foreach_target.h"
 //
 #include "hwy/highway.h"
-#include "kernels/cpu/vector.h"
+#include "kernels/cpu/vector_math.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kla::cpu::HWY_NAMESPACE {
@@ -26,7 +26,8 @@ HWY_INLINE void for_columns(F&& f) {
     f(j, hn::Iota(d, static_cast<float>(j)));
 }
 
-// first[i] is the first row of the document of row i.
+// first[i] is the first row of the document of row i. The bound stands first in Min, so that a NaN
+// gets through.
 void Decays(ChunkDecay& decay, const float* G, const int64_t* first) {
   const Lanes d;
   const Vector zero = hn::Zero(d);
@@ -37,8 +38,8 @@ void Decays(ChunkDecay& decay, const float* G, const int64_t* first) {
     const Vector G_i = hn::Set(d, G[i]);
     for_columns([&](int64_t j, Vector column) KLA_LANES_INLINE {
       const auto inside = hn::And(hn::Gt(column, low), hn::Lt(column, high));
-      const Vector difference = hn::Min(hn::Sub(G_i, hn::Load(d, G + j)), zero);
-      hn::Store(hn::IfThenElseZero(inside, hn::Exp(d, difference)), d, row + j);
+      const Vector difference = hn::Min(zero, hn::Sub(G_i, hn::Load(d, G + j)));
+      hn::Store(hn::IfThenElseZero(inside, exp(d, difference)), d, row + j);
     });
   }
   const Vector head = hn::Set(d, static_cast<float>(decay.head) - 0.5f);
@@ -46,8 +47,8 @@ void Decays(ChunkDecay& decay, const float* G, const int64_t* first) {
   const Vector last = hn::Set(d, G[decay.n - 1]);
   for_columns([&](int64_t j, Vector column) KLA_LANES_INLINE {
     const Vector G_j = hn::Load(d, G + j);
-    const Vector D = hn::Exp(d, hn::Min(G_j, zero));
-    const Vector E = hn::Exp(d, hn::Min(hn::Sub(last, G_j), zero));
+    const Vector D = exp(d, hn::Min(zero, G_j));
+    const Vector E = exp(d, hn::Min(zero, hn::Sub(last, G_j)));
     hn::Store(hn::IfThenElseZero(hn::Lt(column, head), D), d, decay.D + j);
     hn::Store(hn::IfThenElseZero(hn::Gt(column, tail), E), d, decay.E + j);
   });

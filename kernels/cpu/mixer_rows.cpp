@@ -7,7 +7,7 @@
 #include "hwy/foreach_target.h"
 //
 #include "hwy/highway.h"
-#include "kernels/cpu/vector.h"
+#include "kernels/cpu/vector_math.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kla::cpu::HWY_NAMESPACE {
@@ -122,7 +122,7 @@ void Softmax(int64_t rows, int64_t width, MutableTile y) {
     float* row = y.data + i * y.ld;
     const float top = *std::max_element(row, row + width);
     const float sum = sum_lanes(width, [&](auto d, int64_t j) KLA_LANES_INLINE {
-      const auto e = exp_bounded(d, hn::Sub(hn::LoadU(d, row + j), hn::Set(d, top)));
+      const auto e = exp(d, hn::Sub(hn::LoadU(d, row + j), hn::Set(d, top)));
       hn::StoreU(e, d, row + j);
       return e;
     });

@@ -72,19 +72,6 @@ HWY_INLINE void prefetch_row(const float* row, int64_t n) {
   for (int64_t i = 0; i < n; i += 16) hwy::Prefetch(row + i);
 }
 
-// e^x, with x cut at 88 so that it stays finite; about one unit in the last place.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V exp_bounded(D d, V x) {
-  return hn::Exp(d, hn::Min(x, hn::Set(d, 88.0f)));
-}
-
-// 1 / (1 + e^-x).
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V logistic(D d, V x) {
-  const V one = hn::Set(d, 1.0f);
-  return hn::Div(one, hn::Add(one, exp_bounded(d, hn::Neg(x))));
-}
-
 }  // namespace kla::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

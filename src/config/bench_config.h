@@ -1,5 +1,5 @@
 // Settings of `kla bench`: the model whose ops and training step are timed. Read like the training
-// config (load.h); schema_bench.cpp lists the same fields. See configs/bench/.
+// config (load.h); schema.cpp lists the same fields. See configs/bench/.
 #pragma once
 
 #include <cstdint>

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "config/load.h"
@@ -16,6 +17,11 @@ std::string freeze(const LoadedBenchConfig& loaded);
 // SHA-256 of the sorted "path = value" lines of every key that can change the result.
 std::string config_hash(const Config& config);
 std::string config_hash(const PrepareConfig& config);
+
+// First line of a frozen file, and the comment of one of its lines. A loaded frozen file shows
+// these instead of its own places, so that freezing it again gives the same text.
+inline constexpr std::string_view kFrozenHeader = "# Frozen config of kla, format 1.";
+std::string frozen_comment(std::string_view line);
 
 struct ConfigDifference {
   std::string path;

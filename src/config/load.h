@@ -10,6 +10,7 @@
 
 #include "config/bench_config.h"
 #include "config/config.h"
+#include "config/origin.h"
 #include "config/prepare_config.h"
 #include "core/error.h"
 
@@ -18,19 +19,6 @@ namespace kla {
 // Error{usage} whose text is complete (several located lines): print it as it is.
 struct ConfigError : Error {
   explicit ConfigError(const std::string& text) : Error(Exit::usage, text) {}
-};
-
-// Where a value was written.
-struct Origin {
-  enum class Kind { builtin, file, command_line };
-  Kind kind = Kind::builtin;
-  std::string file;   // file: as opened, normalised
-  int line = 0;       // file: 1-based
-  int column = 1;     // 1-based, in characters of `text`
-  int length = 1;     // characters to underline
-  std::string text;   // the line of the file, or the override as it was typed
-  std::string label;  // "default", "FILE:LINE:COLUMN" or "command line"
-  std::string spelt;  // the value in YAML spelling
 };
 
 struct Sources {
@@ -61,7 +49,17 @@ LoadedPrepareConfig load_prepare_config(const std::string& file,
                                         const std::vector<std::string>& overrides = {},
                                         Completeness completeness = Completeness::complete);
 LoadedBenchConfig load_bench_config(const std::string& file,
-                                    const std::vector<std::string>& overrides = {});
+                                    const std::vector<std::string>& overrides = {},
+                                    Completeness completeness = Completeness::complete);
+
+// Keys that a run needs and the config leaves empty.
+std::vector<std::string> missing_keys(const Config& config);
+std::vector<std::string> missing_keys(const PrepareConfig& config);
+std::vector<std::string> missing_keys(const BenchConfig& config);
+
+// Which of the three a file is, by its top-level keys; training if in doubt.
+enum class ConfigKind { training, prepare, bench };
+ConfigKind kind_of_config(const std::string& file);
 
 // A name that a key accepts, and other spellings of it; the config holds `name`.
 struct Choice {

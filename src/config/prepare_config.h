@@ -1,5 +1,5 @@
 // Settings of `kla data prepare`: which text, which tokenizer, how it is split. Read like the
-// training config (load.h); schema_prepare.cpp lists the same fields. See configs/data/.
+// training config (load.h); schema.cpp lists the same fields. See configs/data/.
 #pragma once
 
 #include <cstdint>

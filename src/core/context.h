@@ -33,4 +33,6 @@ struct Context {
   }
 };
 
+void zero_fill(const Context&, View dense);
+
 }  // namespace kla

@@ -25,6 +25,7 @@ struct CorpusCounts {
   int64_t malformed = 0;      // left out: not a JSON object
   int64_t missing_field = 0;  // left out: no text field, or not a string
   int64_t skipped() const { return invalid_utf8 + too_long + malformed + missing_field; }
+  CorpusCounts& operator+=(const CorpusCounts& other);
 };
 
 struct CorpusFile {

@@ -21,13 +21,14 @@ DatasetWriter::DatasetWriter(std::string directory, int64_t vocab_size,
     : directory_(std::move(directory)), shard_tokens_(shard_tokens) {
   manifest_.vocab_size = vocab_size;
   manifest_.tokenizer_sha256 = std::move(tokenizer_sha256);
-  make_directories(directory_);
 }
 
 void DatasetWriter::add_document(const int32_t* ids, int64_t count, int64_t text_bytes) {
-  if (!shard_)
+  if (!shard_) {
+    make_directories(directory_);
     shard_.emplace(directory_ + "/" + shard_name(manifest_.shards.size()), manifest_.vocab_size,
                    manifest_.tokenizer_sha256);
+  }
   shard_->add_document(ids, count, text_bytes);
   manifest_.tokens += count;
   manifest_.documents += 1;

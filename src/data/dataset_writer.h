@@ -13,7 +13,8 @@ namespace kla {
 
 class DatasetWriter {
  public:
-  // Creates `directory`. A shard ends with the document that brings it to `shard_tokens` tokens.
+  // `directory` is created with the first document. A shard ends with the document that brings it
+  // to `shard_tokens` tokens.
   DatasetWriter(std::string directory, int64_t vocab_size, std::string tokenizer_sha256,
                 int64_t shard_tokens);
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <string>
-#include <vector>
 
 #include "core/error.h"
 #include "core/philox.h"
@@ -36,10 +35,9 @@ int64_t Loader::targets_in(uint64_t index) const {
 void Loader::sample(uint64_t index, int32_t* tokens, int32_t* targets, uint8_t* reset) const {
   const int64_t first = window_of(index) * seq_len_;
   const int64_t count = std::min(seq_len_, tokens_ - 1 - first);
-  std::vector<int32_t> window(static_cast<size_t>(count + 1));
-  dataset_->read(first, count + 1, window.data());
-  std::copy_n(window.begin(), count, tokens);
-  std::copy_n(window.begin() + 1, count, targets);
+  dataset_->read(first, count, tokens);
+  std::copy_n(tokens + 1, count - 1, targets);
+  dataset_->read(first + count, 1, targets + count - 1);
   std::fill(tokens + count, tokens + seq_len_, 0);
   std::fill(targets + count, targets + seq_len_, -1);
   if (!reset) return;

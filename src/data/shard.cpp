@@ -30,7 +30,7 @@ static_assert(sizeof(PackedHeader) == 144);
 
 [[noreturn]] void damaged(const std::string& path, const std::string& what) {
   throw Error(Exit::data, "shard '" + path + "': " + what,
-              "prepare the data again with `kla data prepare`, or copy the shard again");
+              "delete the prepared folder and run `kla data prepare` again");
 }
 
 Page pack(const ShardHeader& header) {

@@ -10,14 +10,9 @@
 #include <string_view>
 #include <vector>
 
-namespace kla {
+#include "config/prepare_config.h"
 
-struct TokenizerTraining {
-  int64_t vocab_size = 32000;
-  double character_coverage = 0.99995;  // share of characters with a piece; the rest become bytes
-  int64_t sample_bytes = 32 << 20;      // text taken from the start of the shuffled documents
-  uint64_t seed = 1;
-};
+namespace kla {
 
 class Tokenizer {
  public:
@@ -29,6 +24,7 @@ class Tokenizer {
   ~Tokenizer();
 
   int64_t vocab_size() const;           // N, ids are 0 .. N-1
+  bool is_fallback(int32_t id) const;   // a byte piece or the unknown piece: no piece fitted
   int32_t unk_id() const;               // stands for text that has no piece
   int32_t bos_id() const;               // -1: this model has none
   int32_t eos_id() const;               // end of text, always there
@@ -45,15 +41,39 @@ class Tokenizer {
   std::vector<int32_t> token_bytes() const;
 
  private:
+  friend class Encoder;
   struct Model;
   explicit Tokenizer(std::unique_ptr<Model> model);
   std::unique_ptr<Model> model_;
 };
 
-// Trains a model on `sentences` (called until it returns false) and returns the model file's bytes,
-// a pure function of the sentences and the settings. Error{usage} if the vocabulary does not fit
-// the text.
-std::string train_tokenizer(const TokenizerTraining& training,
-                            const std::function<bool(std::string&)>& next_sentence);
+// Encodes much text: remembers the ids of words it has met, which is some times as fast and gives
+// the same ids. One per thread; the tokenizer must outlive it.
+class Encoder {
+ public:
+  explicit Encoder(const Tokenizer& tokenizer);
+  void encode(std::string_view text, std::vector<int32_t>& ids);  // appends
+
+ private:
+  // A word's place is given by its hash; a newcomer takes the place of the one before it.
+  struct Slot {
+    static constexpr size_t kMaxBytes = 31, kMaxIds = 15;
+    uint8_t bytes = 0, count = 0;  // bytes = 0: free
+    char word[kMaxBytes];
+    int32_t ids[kMaxIds];
+  };
+  static constexpr size_t kSlots = 1 << 18;  // 24 MiB
+
+  void encode_word(std::string_view word, std::vector<int32_t>& ids);
+
+  const Tokenizer::Model* model_;
+  std::vector<Slot> slots_;
+};
+
+// Trains a model of settings.vocab_size ids on the documents that `next_document` gives until it
+// returns false, and returns the bytes of the model file: a pure function of documents and
+// settings. Error{usage} if the vocabulary does not fit the text.
+std::string train_tokenizer(const TokenizerConfig& settings,
+                            const std::function<bool(std::string&)>& next_document);
 
 }  // namespace kla

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <limits>
 #include <map>
 #include <numbers>
@@ -53,6 +54,20 @@ double Perplexity::ppl() const {
 
 double Perplexity::bits_per_byte() const {
   return loss * static_cast<double>(tokens) / (static_cast<double>(bytes) * std::numbers::ln2);
+}
+
+std::string describe(const Perplexity& p) {
+  char text[200];
+  int n = std::snprintf(text, sizeof(text), "length %lld | loss %.4f",
+                        static_cast<long long>(p.length), p.loss);
+  auto append = [&](const char* format, auto... values) {
+    n += std::snprintf(text + n, sizeof(text) - static_cast<size_t>(n), format, values...);
+  };
+  if (!std::isnan(p.low)) append(" [%.4f, %.4f]", p.low, p.high);
+  append(" | ppl %.2f", p.ppl());
+  if (p.bytes > 0) append(" | %.4f bits/byte", p.bits_per_byte());
+  append(" | %lld targets | %.1f s", static_cast<long long>(p.tokens), p.seconds);
+  return text;
 }
 
 Perplexity evaluate_perplexity(Scorer& scorer, const TokenDataset& data,

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "data/dataset.h"
@@ -26,6 +27,9 @@ struct Perplexity {
   double ppl() const;            // exp(loss)
   double bits_per_byte() const;  // loss * tokens / (bytes * ln 2)
 };
+
+// "length 512 | loss 4.1234 [4.0511, 4.2003] | ppl 61.77 | 1.934 bits/byte | 61.2k targets | 3.2 s"
+std::string describe(const Perplexity&);
 
 struct PerplexityOptions {
   int64_t length = 512;             // T: window i is tokens [iT, iT+T], from the empty state

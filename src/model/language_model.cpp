@@ -1,6 +1,5 @@
 #include "model/language_model.h"
 
-#include <cstring>
 #include <string>
 
 #include "core/error.h"
@@ -105,11 +104,8 @@ RecurrentState LanguageModel::allocate_state(Context& ctx, Arena& arena, int64_t
 }
 
 void LanguageModel::clear(Context& ctx, RecurrentState& state) {
-  ctx.parallel(1, [&](int64_t, int) {
-    for (LayerState& layer : state.layers)
-      for (View view : {layer.S, layer.conv_tail, layer.position})
-        std::memset(view.data, 0, static_cast<size_t>(view.bytes()));
-  });
+  for (LayerState& layer : state.layers)
+    for (View view : {layer.S, layer.conv_tail, layer.position}) zero_fill(ctx, view);
 }
 
 }  // namespace kla

@@ -1,6 +1,6 @@
 // Chunkwise = recurrent: the scan and its backward against the token recurrence and its sequential
-// adjoint (KERNEL_MATH 1), for every chunk length, ragged ends, decay, gain and reset; and prep with
-// delta_step, token by token, against the chunkwise mixer.
+// adjoint (KERNEL_MATH 1), for every chunk length, ragged ends, decay, gain and reset; and prep
+// with delta_step, token by token, against the chunkwise mixer.
 #include <gtest/gtest.h>
 
 #include "tests/support/mixer_case.h"
@@ -16,8 +16,7 @@ std::string describe(const DeltaShape& s, const std::string& more) {
 
 void expect_scan(const DeltaProblem& p, const std::string& what) {
   const DeltaCache cache = cache_of(p);
-  const Results chunkwise =
-      execute(Device::reference, [&](Lab& lab) { run_scan(lab, p, cache); });
+  const Results chunkwise = execute(Device::reference, [&](Lab& lab) { run_scan(lab, p, cache); });
   expect_close(chunkwise, recurrence(p), kExact, describe(p.shape, what));
 }
 
@@ -33,10 +32,10 @@ TEST(Scan, EqualsRecurrenceForEveryDecayGainAndCorrelation) {
     for (Decay decay : kDecays)
       for (double gain : {1.0, 2.0})
         for (double cosine : {0.0, 0.95})
-          expect_scan(
-              draw_problem({.B = 1, .T = 150, .H = 2, .K = 12, .V = 9, .C = C}, decay, cosine, gain),
-              "decay " + std::to_string(static_cast<int>(decay)) + ", gain " +
-                  std::to_string(gain) + ", cosine " + std::to_string(cosine));
+          expect_scan(draw_problem({.B = 1, .T = 150, .H = 2, .K = 12, .V = 9, .C = C}, decay,
+                                   cosine, gain),
+                      "decay " + std::to_string(static_cast<int>(decay)) + ", gain " +
+                          std::to_string(gain) + ", cosine " + std::to_string(cosine));
 }
 
 TEST(Scan, EqualsRecurrenceWithAResetAnywhere) {
@@ -53,6 +52,19 @@ TEST(Scan, EqualsRecurrenceWithAResetAnywhere) {
   expect_scan(p, "reset at every token");
 }
 
+TEST(Scan, EqualsRecurrenceOnEveryDevice) {
+  for (Device device : devices_under_test())
+    for (Decay decay : kDecays)
+      for (int64_t T : {1, 64, 150}) {
+        const DeltaProblem p = draw_problem({.B = 2, .T = T, .H = 2, .K = 24, .V = 40}, decay, 0.5);
+        const DeltaCache cache = cache_of(p);
+        const Results results = execute(device, [&](Lab& lab) { run_scan(lab, p, cache); });
+        expect_close(results, recurrence(p), 1e-4,
+                     describe(p.shape, "decay " + std::to_string(static_cast<int>(decay)) + " on " +
+                                           name_of(device)));
+      }
+}
+
 // Nothing to decay: KERNEL_MATH 8.5.
 TEST(Scan, FirstTokenWithoutStateHasNoGateGradient) {
   DeltaProblem p = draw_problem({.B = 1, .T = 20, .H = 1, .K = 4, .V = 3}, Decay::slow);
@@ -66,7 +78,7 @@ TEST(Scan, FirstTokenWithoutStateHasNoGateGradient) {
 TEST(Scan, NoTokensPassTheStateOn) {
   const DeltaProblem p = draw_problem({.B = 2, .T = 0, .H = 2, .K = 4, .V = 3}, Decay::slow);
   const DeltaCache cache = cache_of(p);
-  for (Device device : {Device::reference, Device::cpu}) {
+  for (Device device : all_devices()) {
     const Results r = execute(device, [&](Lab& lab) { run_scan(lab, p, cache); });
     EXPECT_EQ(r.at("S_final"), p.S_initial);
     EXPECT_EQ(r.at("dS_initial"), p.dS_final);
@@ -81,8 +93,7 @@ void run_token_by_token(Lab& lab, const MixerCase& c) {
   const Values none = zeros(B * H * V * K), no_tail = zeros(B * 3 * c.channels());
   const View S = lab.acc(c.has("S_initial") ? c["S_initial"] : none, {B, H, V, K});
   const View tail = lab.acc(c.has("conv_tail") ? c["conv_tail"] : no_tail, {B, 3, c.channels()});
-  const View position =
-      lab.typed(DType::i64, c.has("position") ? c["position"] : zeros(B), {B});
+  const View position = lab.typed(DType::i64, c.has("position") ? c["position"] : zeros(B), {B});
   Values o(static_cast<size_t>(B * T * H * V));
   for (int64_t t = 0; t < T; ++t) {
     MixerCase token = token_range(c, t, 1);
@@ -145,9 +156,8 @@ TEST(Steps, EqualChunkwiseOnEveryDevice) {
   for (Device device : devices_under_test())
     for (int rule = 0; rule < kRuleCount; ++rule)
       for (int64_t T : {1, 3, 64, 130})
-        expect_steps(device,
-                     draw_mixer({.B = 2, .T = T, .H = 2, .K = 16, .V = 24}, {.rule = rule}), 1e-4,
-                     std::string(rule_info(rule).name) + ", T " + std::to_string(T));
+        expect_steps(device, draw_mixer({.B = 2, .T = T, .H = 2, .K = 16, .V = 24}, {.rule = rule}),
+                     1e-4, std::string(rule_info(rule).name) + ", T " + std::to_string(T));
 }
 
 // Rules of bounded gain take keys of any size; the others would overflow by nature.

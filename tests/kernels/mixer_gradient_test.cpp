@@ -36,8 +36,8 @@ TEST(MixerGradient, EveryRuleCarriedWithResets) {
 
 TEST(MixerGradient, EveryGateAndFactor) {
   for (DecayGate decay : {DecayGate::dual_mamba, DecayGate::dual_logsigmoid, DecayGate::single})
-    for (SeqFactor factor : {SeqFactor::none, SeqFactor::inv_t, SeqFactor::inv_sqrt_t,
-                             SeqFactor::inv_log_t}) {
+    for (SeqFactor factor :
+         {SeqFactor::none, SeqFactor::inv_t, SeqFactor::inv_sqrt_t, SeqFactor::inv_log_t}) {
       const MixerDraw draw{.decay = decay, .factor = factor, .carried = true};
       expect_mixer_gradients(draw_mixer(kTiny, draw),
                              "gate " + std::to_string(static_cast<int>(decay)) + ", factor " +
@@ -85,7 +85,7 @@ TEST(PrepGradient, EveryRule) {
                      {"dk", lab.compute(dk, {B, T, H, K})},
                      {"dv", lab.compute(dv, {B, T, H, V})},
                      {"dbeta", lab.acc(dbeta, {B, T, H})},
-                     {"dg", lab.acc(chunk_sums_backward(c.shape, dG), {B, T, H})}});
+                     {"dg", lab.acc(chunk_sums_backward(c.shape, dG, c["reset"]), {B, T, H})}});
     };
     const auto loss = [&](const Results& r) {
       return dot(r.at("q_hat"), dq) + dot(r.at("k_hat"), dk) + dot(r.at("v_hat"), dv) +

@@ -49,6 +49,12 @@ inline std::vector<Device> devices_under_test() {
   return devices;
 }
 
+inline std::vector<Device> all_devices() {
+  std::vector<Device> devices = devices_under_test();
+  devices.insert(devices.begin(), Device::reference);
+  return devices;
+}
+
 // The contract of an op, or of several in a row: on every device finite, close to the reference,
 // and the same bits again and with any number of threads.
 template <class Program>

@@ -14,24 +14,29 @@ struct DeltaCache {
   Values T_zero;  // [B,NC,H,C,C]: (I + A)^-1, A_ij = beta_i k_i.k_j for j < i; identity in padding
 };
 
-// g summed inside each chunk of C tokens.
-inline Values chunk_sums(const DeltaShape& s, const Values& g) {
+// Whether token t takes its sum G on from token t - 1: same chunk, same document.
+inline bool continues(const DeltaShape& s, const Values& reset, int64_t b, int64_t t) {
+  return t % s.C != 0 && (reset.empty() || reset[static_cast<size_t>(b * s.T + t)] == 0);
+}
+
+// G: g summed inside each chunk of C tokens, anew at a reset.
+inline Values chunk_sums(const DeltaShape& s, const Values& g, const Values& reset) {
   Values G = g;
   for (int64_t b = 0; b < s.B; ++b)
     for (int64_t t = 0; t < s.T; ++t)
-      for (int64_t h = 0; h < s.H && t % s.C != 0; ++h) {
+      for (int64_t h = 0; h < s.H && continues(s, reset, b, t); ++h) {
         const auto i = static_cast<size_t>((b * s.T + t) * s.H + h);
         G[i] += G[i - static_cast<size_t>(s.H)];
       }
   return G;
 }
 
-// Its adjoint: dg_t = sum of dG_j over j >= t in the chunk.
-inline Values chunk_sums_backward(const DeltaShape& s, const Values& dG) {
+// Its adjoint: dg_t = sum of dG_j over the j >= t that g_t is part of.
+inline Values chunk_sums_backward(const DeltaShape& s, const Values& dG, const Values& reset) {
   Values dg = dG;
   for (int64_t b = 0; b < s.B; ++b)
     for (int64_t t = s.T - 2; t >= 0; --t)
-      for (int64_t h = 0; h < s.H && (t + 1) % s.C != 0; ++h) {
+      for (int64_t h = 0; h < s.H && continues(s, reset, b, t + 1); ++h) {
         const auto i = static_cast<size_t>((b * s.T + t) * s.H + h);
         dg[i] += dg[i + static_cast<size_t>(s.H)];
       }
@@ -61,7 +66,8 @@ inline void invert_chunk(const DeltaProblem& p, int64_t b, int64_t n, int64_t h,
 
 inline DeltaCache cache_of(const DeltaProblem& p) {
   const DeltaShape& s = p.shape;
-  DeltaCache cache{chunk_sums(s, p.g), Values(static_cast<size_t>(s.B * s.NC() * s.H * s.C * s.C))};
+  DeltaCache cache{chunk_sums(s, p.g, p.reset),
+                   Values(static_cast<size_t>(s.B * s.NC() * s.H * s.C * s.C))};
   double* T_zero = cache.T_zero.data();
   for (int64_t b = 0; b < s.B; ++b)
     for (int64_t n = 0; n < s.NC(); ++n)

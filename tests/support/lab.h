@@ -16,6 +16,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "core/op.h"
@@ -77,7 +78,7 @@ class Lab {
   }
 
   template <class Args>
-  void operator()(const Op<Args>& op, const Args& args) {
+  void operator()(const Op<Args>& op, const std::type_identity_t<Args>& args) {
     op(context_, args);
     EXPECT_EQ(scratch_.used(), 0) << op.name() << " keeps scratch memory";
   }

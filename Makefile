@@ -1,0 +1,48 @@
+# kla: `make` prints this menu.
+SHELL := /bin/bash
+JOBS ?= $(shell nproc)
+BUILD := build/release
+CI_BUILD := build/ci
+
+.PHONY: menu setup build quickstart test bench format lint clean
+
+menu:
+	@echo "make setup       install what is missing (Debian packages; needs root or sudo)"
+	@echo "make build       build/release/kla, the program"
+	@echo "make quickstart  from nothing to two trained models and a report, about 12 minutes"
+	@echo "make test        build everything with warnings as errors and run all tests"
+	@echo "make bench       speed of every op and of the training step on this machine"
+	@echo "make format      clang-format all sources"
+	@echo "make lint        check formatting, file and line lengths"
+	@echo "make clean       remove build/ (runs and data stay)"
+
+setup:
+	@tools/setup.sh
+
+build: setup
+	@echo "== building $(BUILD)/kla"
+	@cmake --preset release -DKLA_TESTS=OFF
+	@cmake --build $(BUILD) -j $(JOBS) --target kla
+
+quickstart: build
+	@tools/quickstart.sh $(BUILD)/kla
+
+test: setup
+	@echo "== building everything into $(CI_BUILD), warnings are errors"
+	@cmake --preset ci
+	@cmake --build $(CI_BUILD) -j $(JOBS)
+	@echo "== running the tests"
+	@ctest --test-dir $(CI_BUILD) -j $(JOBS) --output-on-failure
+
+bench: build
+	@$(BUILD)/kla bench configs/bench/cpu.yaml
+
+format:
+	@git ls-files '*.h' '*.cpp' | xargs clang-format -i
+
+lint:
+	@git ls-files '*.h' '*.cpp' | xargs clang-format --dry-run --Werror
+	@python3 tools/check_style.py
+
+clean:
+	@rm -rf build

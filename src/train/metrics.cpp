@@ -1,0 +1,142 @@
+#include "train/metrics.h"
+
+#include <chrono>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "core/error.h"
+
+namespace kla {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
+
+Json number(double value) {  // JSON has no NaN and no infinity
+  if (std::isnan(value)) return "nan";
+  if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
+  return value;
+}
+
+Json to_json(const EvalRow& r) {
+  Json row = {{"t", "eval"},
+              {"step", r.step},
+              {"tokens", r.tokens},
+              {"time", now()},
+              {"split", "val"},
+              {"source", r.source},
+              {"protocol", r.protocol},
+              {"length", r.length},
+              {"loss", number(r.loss)},
+              {"ppl", number(std::exp(r.loss))},
+              {"n_tokens", r.n_tokens}};
+  if (!std::isnan(r.loss_low)) {
+    row["loss_low"] = r.loss_low;
+    row["loss_high"] = r.loss_high;
+  }
+  if (r.n_bytes > 0) {
+    row["n_bytes"] = r.n_bytes;
+    row["bpb"] = number(r.loss * static_cast<double>(r.n_tokens) /
+                        (static_cast<double>(r.n_bytes) * std::log(2.0)));
+  }
+  row["seconds"] = r.seconds;
+  return row;
+}
+
+// Keeps the rows of steps up to `step`; the others go to superseded.jsonl, a torn last line
+// nowhere.
+void cut(const std::string& directory, const std::string& name, int64_t step) {
+  const std::string path = directory + "/" + name;
+  if (!file_exists(path)) return;
+  const std::string content = read_file(path);
+  std::string kept, superseded;
+  size_t begin = 0;
+  for (size_t end; (end = content.find('\n', begin)) != std::string::npos; begin = end + 1) {
+    const std::string line = content.substr(begin, end - begin + 1);
+    const Json row = Json::parse(line, nullptr, false);
+    if (row.is_discarded()) continue;
+    (row.value("step", int64_t{0}) <= step ? kept : superseded) += line;
+  }
+  if (kept == content) return;
+  if (!superseded.empty()) {
+    File file = File::append(directory + "/superseded.jsonl");
+    file.write(superseded);
+    file.sync();
+    file.close();
+  }
+  write_file_atomic(path, kept);
+}
+
+std::string csv_line(const Json& row) {
+  std::ostringstream line;
+  const char* separator = "";
+  for (const char* key :
+       {"step", "tokens", "time", "loss", "grad_norm", "lr", "tok_s", "step_s", "skipped"}) {
+    const Json& value = row.at(key);
+    line << separator << (value.is_string() ? value.get<std::string>() : value.dump());
+    separator = ",";
+  }
+  line << "\r\n";
+  return line.str();
+}
+
+void rebuild_csv(const std::string& directory) {
+  std::string csv = "step,tokens,time,loss,grad_norm,lr,tok_s,step_s,skipped\r\n";
+  const std::string source = directory + "/train.jsonl";
+  std::istringstream lines(file_exists(source) ? read_file(source) : "");
+  for (std::string line; std::getline(lines, line);) {
+    const Json row = Json::parse(line, nullptr, false);
+    if (!row.is_discarded() && row.value("t", "") == "train") csv += csv_line(row);
+  }
+  write_file_atomic(directory + "/train.csv", csv);
+}
+
+void append(File& file, const Json& row) {
+  file.write(row.dump() + "\n");
+}
+
+}  // namespace
+
+MetricsWriter::MetricsWriter(const std::string& run_directory, int64_t step, bool csv)
+    : directory_(run_directory + "/metrics"), csv_(csv) {
+  make_directories(directory_);
+  cut(directory_, "train.jsonl", step);
+  cut(directory_, "eval.jsonl", step);
+  train_ = File::append(directory_ + "/train.jsonl");
+  eval_ = File::append(directory_ + "/eval.jsonl");
+  if (csv_) {
+    rebuild_csv(directory_);
+    csv_file_ = File::append(directory_ + "/train.csv");
+  }
+}
+
+void MetricsWriter::write(const TrainRow& r) {
+  const Json row = {
+      {"t", "train"},        {"step", r.step},         {"tokens", r.tokens},
+      {"time", now()},       {"loss", number(r.loss)}, {"grad_norm", number(r.grad_norm)},
+      {"lr", r.lr},          {"tok_s", r.tok_s},       {"step_s", r.step_s},
+      {"skipped", r.skipped}};
+  append(train_, row);
+  if (csv_) csv_file_.write(csv_line(row));
+}
+
+void MetricsWriter::write(const EvalRow& row) {
+  append(eval_, to_json(row));
+}
+
+void MetricsWriter::write(const EventRow& r) {
+  append(
+      train_,
+      {{"t", "event"}, {"step", r.step}, {"time", now()}, {"what", r.what}, {"detail", r.detail}});
+}
+
+void append_eval_row(const std::string& run_directory, const EvalRow& row) {
+  File file = File::append(run_directory + "/metrics/eval.jsonl");
+  append(file, to_json(row));
+}
+
+}  // namespace kla

@@ -1,0 +1,266 @@
+#include "train/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "core/error.h"
+#include "core/log.h"
+#include "train/guard.h"
+#include "train/schedule.h"
+#include "train/signals.h"
+
+namespace kla {
+
+TrainPlan make_train_plan(const Config& c) {
+  TrainPlan plan;
+  plan.steps = std::max<int64_t>(1, c.train.max_tokens / c.train.global_batch_tokens);
+  plan.samples_per_step = c.train.global_batch_tokens / c.data.seq_len;
+  plan.micro_batches = plan.samples_per_step / c.train.micro_batch_size;
+  return plan;
+}
+
+Trainer::Trainer(const Config& config, const TrainData& data, bool only_plan)
+    : config_(config),
+      plan_(make_train_plan(config)),
+      data_(data),
+      runtime_(config.device),
+      model_(config.model, parse_recompute(config.train.recompute)),
+      segments_(model_.parameters().segments(config.optim.decay == "all")),
+      lengths_(config.eval.lengths) {
+  if (lengths_.empty()) lengths_ = {config.data.seq_len};
+  if (data.train)
+    loader_.emplace(*data.train, config.data.seq_len, config.data.shuffle_seed,
+                    config.data.reset_at_documents);
+  runtime_.set_up([&] { allocate(); }, [&] { plan_memory(); }, only_plan);
+  if (only_plan) return;
+  initialize(model_.parameters(), weights_.master, config.run.seed);
+  zero_fill(runtime_.context, m_);
+  zero_fill(runtime_.context, v_);
+}
+
+void Trainer::allocate() {
+  ArenaSet& memory = runtime_.memory;
+  const DType acc = runtime_.context.accumulate;
+  const int64_t n = model_.parameters().flat_size();
+  const int64_t B = config_.train.micro_batch_size, T = config_.data.seq_len;
+  weights_ = runtime_.allocate_weights(model_.parameters());
+  gradients_ = memory["gradients"].allocate(acc, {n});
+  m_ = memory["optimizer"].allocate(acc, {n});
+  v_ = memory["optimizer"].allocate(acc, {n});
+  Arena& batch = memory["batch"];
+  grad_norm_ = batch.allocate(DType::f64, {1});
+  tokens_ = batch.allocate(DType::i32, {B * T});
+  targets_ = batch.allocate(DType::i32, {B * T});
+  reset_ = batch.allocate(DType::u8, {B, T});
+  losses_ = batch.allocate(acc, {B * T});
+  scorers_.clear();
+  if (!data_.val && loader_) return;  // without data the plan still counts the evaluation
+  for (int64_t length : lengths_)
+    scorers_.push_back(
+        std::make_unique<Scorer>(runtime_.context, memory["evaluation"], model_, weights_, length));
+}
+
+// One dry pass over everything a run does.
+void Trainer::plan_memory() {
+  Context& ctx = runtime_.context;
+  forward_backward(1.0);
+  ops::grad_norm(ctx, {.norm = grad_norm_, .g = gradients_});
+  update(0.0, 1);
+  for (auto& scorer : scorers_) scorer->plan();
+}
+
+// --------------------------------------------------------------------------------------- the loop
+
+Trainer::Outcome Trainer::run(MetricsWriter& metrics, RunDirectory& run, const Save& save) {
+  watch_.start(state_.tokens);
+  int64_t saved_step = state_.step;
+  while (true) {
+    const bool done = state_.step >= plan_.steps;
+
+    // Once in a while: evaluate, on the whole set at the end.
+    const bool due = done || crossed(config_.eval.interval_tokens);
+    if (due && state_.evaluated_step != state_.step && !stop_requested())
+      if (evaluate(metrics, done)) state_.evaluated_step = state_.step;
+
+    // Once in a while, at the end, and when a signal asks for it: save.
+    const bool stop = stop_requested();
+    if (state_.step != saved_step &&
+        (done || stop || crossed(config_.checkpoint.interval_tokens))) {
+      last_checkpoint_ = save();
+      saved_step = state_.step;
+    }
+    if (stop) return Outcome::stopped;
+    if (done) return Outcome::finished;
+
+    const auto start = Stopwatch::Clock::now();
+    const StepResult result = train_step();
+    const double seconds = std::chrono::duration<double>(Stopwatch::Clock::now() - start).count();
+    finish_step(result, seconds, metrics, run);
+  }
+}
+
+// One optimizer step over global_batch_tokens targets, in micro-batches.
+Trainer::StepResult Trainer::train_step() {
+  Context& ctx = runtime_.context;
+  StepResult result;
+  for (int64_t s = 0; s < plan_.samples_per_step; ++s)
+    result.tokens += loader_->targets_in(state_.next_sample + static_cast<uint64_t>(s));
+  result.lr = learning_rate(config_, state_.tokens + result.tokens);
+
+  zero_fill(ctx, gradients_);
+  for (int64_t micro = 0; micro < plan_.micro_batches; ++micro) {
+    load_micro_batch(micro * config_.train.micro_batch_size);
+    forward_backward(1.0 / static_cast<double>(result.tokens));
+    for (int64_t i = 0; i < losses_.size(); ++i)
+      result.loss += static_cast<double>(losses_.as<float>()[i]);
+  }
+
+  ops::grad_norm(ctx, {.norm = grad_norm_, .g = gradients_});
+  result.grad_norm = grad_norm_.as<double>()[0];
+  result.updated = std::isfinite(result.loss) && std::isfinite(result.grad_norm);
+  if (result.updated) update(result.lr, ++state_.updates);
+  return result;
+}
+
+void Trainer::forward_backward(double grad_scale) {
+  const Sequence seq{config_.train.micro_batch_size, config_.data.seq_len,
+                     config_.data.reset_at_documents ? reset_ : View()};
+  model_.forward_backward(runtime_.context, runtime_.memory["activations"], weights_, gradients_,
+                          {seq, tokens_, targets_}, grad_scale, losses_);
+}
+
+void Trainer::update(double lr, int64_t t) {
+  ops::adamw(runtime_.context, {.w = weights_.master,
+                                .m = m_,
+                                .v = v_,
+                                .copy = {},
+                                .g = gradients_,
+                                .norm = grad_norm_,
+                                .segments = segments_.data(),
+                                .segment_count = static_cast<int64_t>(segments_.size()),
+                                .lr = lr,
+                                .beta1 = config_.optim.betas[0],
+                                .beta2 = config_.optim.betas[1],
+                                .eps = config_.optim.eps,
+                                .weight_decay = config_.optim.weight_decay,
+                                .max_norm = config_.train.grad_clip,
+                                .step = t});
+}
+
+// The next micro_batch_size samples, as the ops read them.
+void Trainer::load_micro_batch(int64_t first_sample) {
+  const int64_t T = config_.data.seq_len;
+  const bool resets = config_.data.reset_at_documents;
+  for (int64_t b = 0; b < config_.train.micro_batch_size; ++b)
+    loader_->sample(state_.next_sample + static_cast<uint64_t>(first_sample + b),
+                    tokens_.as<int32_t>() + b * T, targets_.as<int32_t>() + b * T,
+                    resets ? reset_.as<uint8_t>() + b * T : nullptr);
+}
+
+// Advances the state past a step, applies the non-finite guard and writes what is due.
+void Trainer::finish_step(const StepResult& result, double seconds, MetricsWriter& metrics,
+                          RunDirectory& run) {
+  ++state_.step;
+  state_.next_sample += static_cast<uint64_t>(plan_.samples_per_step);
+  state_.previous_tokens = state_.tokens;
+  state_.tokens += result.tokens;
+  state_.train_seconds += seconds;
+  watch_.step_done(state_.tokens, seconds);
+  if (result.updated) {
+    state_.loss_sum += result.loss;
+    state_.loss_tokens += result.tokens;
+  }
+  const bool due = state_.step % config_.log.interval_steps == 0 || state_.step == plan_.steps;
+  if (due || !result.updated) log_step(result, seconds, metrics, run);
+  record_step(state_.guard, config_.guard.nonfinite, result.updated, state_.step);
+}
+
+void Trainer::log_step(const StepResult& result, double seconds, MetricsWriter& metrics,
+                       RunDirectory& run) {
+  const double loss = state_.loss_sum / static_cast<double>(state_.loss_tokens);  // NaN if none
+  const int64_t skipped = state_.guard.total + (result.updated ? 0 : 1);
+  const double rate = watch_.tokens_per_second();
+  const double eta = watch_.eta_seconds(config_.train.max_tokens - state_.tokens);
+  metrics.write(TrainRow{.step = state_.step,
+                         .tokens = state_.tokens,
+                         .loss = loss,
+                         .grad_norm = result.grad_norm,
+                         .lr = result.lr,
+                         .tok_s = rate,
+                         .step_s = seconds,
+                         .skipped = skipped});
+  log::info(format_line({.step = state_.step,
+                         .steps = plan_.steps,
+                         .tokens = state_.tokens,
+                         .loss = loss,
+                         .grad_norm = result.grad_norm,
+                         .lr = result.lr,
+                         .tokens_per_second = rate,
+                         .eta_seconds = eta,
+                         .skipped = skipped}));
+  log::status_line(progress_bar(state_.step, plan_.steps) + " " +
+                   std::to_string(100 * state_.step / plan_.steps) + "%");
+  write_status(run, "training", loss);
+  state_.loss_sum = 0;
+  state_.loss_tokens = 0;
+}
+
+void Trainer::write_status(const RunDirectory& run, const std::string& what, double loss) const {
+  run.write_status({.state = what,
+                    .step = state_.step,
+                    .steps = plan_.steps,
+                    .tokens = state_.tokens,
+                    .loss = loss,
+                    .eta_seconds = watch_.eta_seconds(config_.train.max_tokens - state_.tokens),
+                    .last_checkpoint = last_checkpoint_});
+}
+
+// True at the first step whose tokens reach a multiple of the interval.
+bool Trainer::crossed(int64_t interval) const {
+  return interval > 0 && state_.tokens / interval > state_.previous_tokens / interval;
+}
+
+// Scores the validation set at every context length; false if a signal came in between.
+bool Trainer::evaluate(MetricsWriter& metrics, bool whole_set) {
+  struct Interrupted {};
+  for (size_t i = 0; i < scorers_.size(); ++i) {
+    Perplexity p;
+    try {
+      p = evaluate_perplexity(*scorers_[i], *data_.val, data_.token_bytes,
+                              {.length = lengths_[i],
+                               .max_tokens = whole_set ? 0 : config_.eval.max_tokens,
+                               .reset_at_documents = config_.data.reset_at_documents},
+                              [](int64_t done, int64_t total) {
+                                if (stop_requested()) throw Interrupted();
+                                log::status_line("evaluating " + progress_bar(done, total));
+                              });
+    } catch (const Interrupted&) {
+      return false;
+    }
+    metrics.write(EvalRow{.step = state_.step,
+                          .tokens = state_.tokens,
+                          .length = p.length,
+                          .loss = p.loss,
+                          .loss_low = p.low,
+                          .loss_high = p.high,
+                          .n_tokens = p.tokens,
+                          .n_bytes = p.bytes,
+                          .seconds = p.seconds});
+    log::info("eval " + kla::describe(p));
+  }
+  return true;
+}
+
+std::vector<NamedView> Trainer::model_tensors() {
+  return named_views(model_.parameters(), weights_.master);
+}
+
+std::vector<NamedView> Trainer::optimizer_tensors() {
+  std::vector<NamedView> tensors = named_views(model_.parameters(), m_, "exp_avg.");
+  for (NamedView& view : named_views(model_.parameters(), v_, "exp_avg_sq."))
+    tensors.push_back(std::move(view));
+  return tensors;
+}
+
+}  // namespace kla

@@ -1,0 +1,156 @@
+// embedding and lm_head_loss: finite differences of the reference, every device against it, tokens
+// that repeat, targets that are none, logits of any size.
+#include <gtest/gtest.h>
+
+#include "kernels/ops.h"
+#include "tests/support/gradients.h"
+
+namespace kla::testing {
+namespace {
+
+// table [N,D], dx [M,D], tokens [M].
+void run_embedding(Lab& lab, const Inputs& in, int64_t M, int64_t N, int64_t D) {
+  const View tokens = lab.typed(DType::i32, in.at("tokens"), {M});
+  const EmbeddingForward forward{lab.acc({M, D}), tokens, lab.compute(in.at("table"), {N, D})};
+  lab(ops::embedding_forward, forward);
+  lab.keep("x", forward.x);
+  const EmbeddingBackward backward{lab.accumulator({N, D}), lab.acc(in.at("dx"), {M, D}), tokens};
+  lab(ops::embedding_backward, backward);
+  lab.keep("d.table", backward.dtable);
+}
+
+Inputs draw_embedding(int64_t M, int64_t N, int64_t D) {
+  return {{"tokens", integers("tokens", M, 0, N)},
+          {"table", uniform("table", N * D)},
+          {"dx", uniform("dx", M * D)}};
+}
+
+TEST(Embedding, FiniteDifferences) {
+  Inputs in = draw_embedding(9, 5, 3);
+  expect_gradients(
+      in, [&](Lab& lab) { run_embedding(lab, in, 9, 5, 3); },
+      [&](const Results& r) { return dot(r.at("x"), in["dx"]); }, {"table"}, "embedding");
+}
+
+TEST(Embedding, Contract) {
+  for (const auto& [M, N, D] : {std::array<int64_t, 3>{0, 4, 4},
+                                {1, 1, 1},
+                                {200, 3, 17},
+                                {130, 1000, 64},
+                                {1000, 50, 33},
+                                {3, 70, 1536}}) {
+    const Inputs in = draw_embedding(M, N, D);
+    expect_contract([&](Lab& lab) { run_embedding(lab, in, M, N, D); },
+                    std::to_string(M) + " tokens of " + std::to_string(N));
+  }
+}
+
+struct Head {
+  int64_t M, N, D;
+  bool gradients = true;
+  double grad_scale = 0.37;
+};
+
+// x [M,D], w [N,D], targets [M].
+void run_head(Lab& lab, const Inputs& in, const Head& h) {
+  LmHeadLoss loss;
+  loss.losses = lab.acc({h.M});
+  loss.x = lab.compute(in.at("x"), {h.M, h.D});
+  loss.w = lab.compute(in.at("w"), {h.N, h.D});
+  loss.targets = lab.typed(DType::i32, in.at("targets"), {h.M});
+  if (h.gradients) {
+    loss.dx = lab.compute({h.M, h.D});
+    loss.dw = lab.accumulator({h.N, h.D});
+    loss.grad_scale = h.grad_scale;
+  }
+  lab(ops::lm_head_loss, loss);
+  lab.keep("losses", loss.losses);
+  if (!h.gradients) return;
+  lab.keep("d.x", loss.dx);
+  lab.keep("d.w", loss.dw);
+}
+
+Inputs draw_head(const Head& h, double size = 1) {
+  return {{"x", uniform("x", h.M * h.D, -size, size)},
+          {"w", uniform("w", h.N * h.D)},
+          {"targets", integers("targets", h.M, -1, h.N)}};
+}
+
+TEST(LmHeadLoss, FiniteDifferences) {
+  const Head h{6, 9, 4};
+  Inputs in = draw_head(h);
+  in["targets"][2] = -1;
+  expect_gradients(
+      in, [&](Lab& lab) { run_head(lab, in, h); },
+      [&](const Results& r) {
+        double sum = 0;
+        for (double x : r.at("losses")) sum += x;
+        return h.grad_scale * sum;
+      },
+      {"w"}, "lm_head_loss");
+}
+
+TEST(LmHeadLoss, IsTheLogSumExp) {
+  const Head h{20, 11, 5};
+  const Inputs in = draw_head(h, 3);
+  const Results r = execute(Device::reference, [&](Lab& lab) { run_head(lab, in, h); });
+  for (int64_t m = 0; m < h.M; ++m) {
+    const auto logit = [&](int64_t n) {
+      double sum = 0;
+      for (int64_t d = 0; d < h.D; ++d)
+        sum += in.at("x")[static_cast<size_t>(m * h.D + d)] *
+               in.at("w")[static_cast<size_t>(n * h.D + d)];
+      return sum;
+    };
+    double total = 0;
+    for (int64_t n = 0; n < h.N; ++n) total += std::exp(logit(n));
+    const auto target = static_cast<int64_t>(in.at("targets")[static_cast<size_t>(m)]);
+    const double expected = target < 0 ? 0 : std::log(total) - logit(target);
+    EXPECT_NEAR(r.at("losses")[static_cast<size_t>(m)], expected, 1e-12);
+  }
+}
+
+TEST(LmHeadLoss, Contract) {
+  for (const auto& [M, N, D] : {std::array<int64_t, 3>{0, 5, 4},
+                                {1, 1, 1},
+                                {3, 7, 5},
+                                {130, 100, 24},
+                                {300, 1003, 33},
+                                {1100, 65, 16}}) {
+    const Head h{M, N, D};
+    const Inputs in = draw_head(h);
+    expect_contract([&](Lab& lab) { run_head(lab, in, h); },
+                    std::to_string(M) + " tokens, vocabulary " + std::to_string(N));
+  }
+}
+
+// The largest logit is near 1000: exponentials overflow unless it is taken out.
+TEST(LmHeadLoss, LargeLogits) {
+  const Head h{70, 90, 40};
+  const Inputs in = draw_head(h, 100);
+  expect_contract([&](Lab& lab) { run_head(lab, in, h); }, "large logits");
+}
+
+TEST(LmHeadLoss, NothingToLearn) {
+  const Head h{70, 30, 8};
+  Inputs in = draw_head(h);
+  std::fill(in["targets"].begin(), in["targets"].end(), -1.0);
+  for (Device device : all_devices()) {
+    const Results r = execute(device, [&](Lab& lab) { run_head(lab, in, h); });
+    for (const char* name : {"losses", "d.x"})
+      for (double x : r.at(name)) EXPECT_EQ(x, 0) << name << " on " << name_of(device);
+    for (double x : r.at("d.w")) EXPECT_EQ(x, Lab::kInitialGradient) << name_of(device);
+  }
+}
+
+TEST(LmHeadLoss, SameLossesWithoutGradients) {
+  const Head h{300, 70, 24}, alone{300, 70, 24, false};
+  const Inputs in = draw_head(h);
+  for (Device device : all_devices())
+    EXPECT_EQ(execute(device, [&](Lab& lab) { run_head(lab, in, alone); }).at("losses"),
+              execute(device, [&](Lab& lab) { run_head(lab, in, h); }).at("losses"))
+        << name_of(device);
+}
+
+}  // namespace
+}  // namespace kla::testing
