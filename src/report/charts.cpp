@@ -13,7 +13,7 @@ namespace {
 
 using Field = double TrainRow::*;
 
-constexpr double kSmoothing = 0.02;  // moving average over this share of the rows
+constexpr double kSmoothing = 0.05;  // moving average over this share of the rows
 constexpr size_t kLabelLength = 18;  // characters of a run's name at the end of its line
 constexpr int kHeight = 300, kSmallHeight = 210;
 
@@ -95,7 +95,7 @@ Figure whole_loss(const std::vector<RunData>& runs, const std::vector<Smoothed>&
   return {render_chart(chart),
           "Training loss. Pale: the logged values, n = " + counts(runs) +
               " a run, each the mean over all targets since the one before; line: "
-              "their moving average over 2 % of the rows."};
+              "their moving average over 5 % of the rows."};
 }
 
 Figure second_half(const std::vector<Smoothed>& losses, const Summary& summary) {
@@ -159,6 +159,7 @@ Figure validation_curves(const std::vector<RunData>& runs, const Summary& summar
               .height = kHeight,
               .x = token_axis(summary),
               .y = {.title = "", .kind = Scale::Kind::log10}};
+  chart.x.range.high *= 1.02;  // room for the last marker
   Range part_of_set = kEmptyRange;
   std::set<int64_t> lengths;
   for (size_t i = 0; i < runs.size(); ++i) {
