@@ -129,7 +129,7 @@ std::string draw_axes(const Chart& chart, const Plot& plot) {
     out += line(plot.left, y, plot.right, y, {{"class", "grid"}});
     out += text_at(plot.left - 8, y + 4, chart.y.format(tick, step_of(ys)), "tick end");
   }
-  const std::vector<double> xs = ticks_of(chart.x, plot.x, plot.right - plot.left, 84);
+  const std::vector<double> xs = ticks_of(chart.x, plot.x, plot.right - plot.left, 72);
   for (double tick : xs) {
     const double x = plot.x.pixel(tick);
     out += line(x, plot.bottom, x, plot.bottom + 5, {{"class", "axis"}});
