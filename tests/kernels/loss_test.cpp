@@ -27,7 +27,7 @@ Inputs draw_embedding(int64_t M, int64_t N, int64_t D) {
 
 TEST(Embedding, FiniteDifferences) {
   Inputs in = draw_embedding(9, 5, 3);
-  expect_gradients(
+  expect_program_gradients(
       in, [&](Lab& lab) { run_embedding(lab, in, 9, 5, 3); },
       [&](const Results& r) { return dot(r.at("x"), in["dx"]); }, {"table"}, "embedding");
 }
@@ -80,7 +80,7 @@ TEST(LmHeadLoss, FiniteDifferences) {
   const Head h{6, 9, 4};
   Inputs in = draw_head(h);
   in["targets"][2] = -1;
-  expect_gradients(
+  expect_program_gradients(
       in, [&](Lab& lab) { run_head(lab, in, h); },
       [&](const Results& r) {
         double sum = 0;

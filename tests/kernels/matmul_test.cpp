@@ -54,7 +54,7 @@ Inputs draw_matmul(const Product& p) {
 TEST(Matmul, FiniteDifferences) {
   const Product p{4, 3, 5};
   Inputs in = draw_matmul(p);
-  expect_gradients(
+  expect_program_gradients(
       in, [&](Lab& lab) { run_matmul(lab, in, p); },
       [&](const Results& r) { return dot(r.at("y"), in["dy"]); }, {"w"}, "matmul");
 }

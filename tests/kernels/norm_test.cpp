@@ -42,7 +42,7 @@ Inputs draw_rms_norm(int64_t M, int64_t D) {
 TEST(RmsNorm, FiniteDifferences) {
   Inputs in = draw_rms_norm(3, 7);
   for (size_t i = 0; i < 7; ++i) in["x"][i] *= 1e-3;  // eps is felt
-  expect_gradients(
+  expect_program_gradients(
       in, [&](Lab& lab) { run_rms_norm(lab, in, 3, 7); },
       [&](const Results& r) { return dot(r.at("y"), in["dy"]) + dot(in["x"], in["dresidual"]); },
       {"w"}, "rms_norm");
@@ -117,7 +117,7 @@ Inputs draw_gated_norm(int64_t M, int64_t H, int64_t V) {
 TEST(GatedRmsNorm, FiniteDifferences) {
   Inputs in = draw_gated_norm(3, 2, 5);
   for (size_t i = 0; i < 5; ++i) in["x"][i] *= 1e-3;
-  expect_gradients(
+  expect_program_gradients(
       in, [&](Lab& lab) { run_gated_norm(lab, in, 3, 2, 5); },
       [&](const Results& r) { return dot(r.at("y"), in["dy"]); }, {"w"}, "gated_rms_norm");
 }
@@ -160,7 +160,7 @@ Inputs draw_swiglu(int64_t M, int64_t F, double range) {
 
 TEST(Swiglu, FiniteDifferences) {
   Inputs in = draw_swiglu(3, 7, 5);
-  expect_gradients(
+  expect_program_gradients(
       in, [&](Lab& lab) { run_swiglu(lab, in, 3, 7); },
       [&](const Results& r) { return dot(r.at("y"), in["dy"]); }, {}, "swiglu");
 }

@@ -18,15 +18,14 @@ inline double dot(const Values& a, const Values& b) {
   return sum;
 }
 
-// program(Lab&) reads `inputs` and runs forward and backward; loss(results) is what the backward
-// differentiates. Gradients in `added` were accumulated on top of lab.initial_gradient.
-template <class Program, class Loss>
-void expect_gradients(Inputs& inputs, Program&& program, Loss&& loss,
+// gradients: what forward and backward kept. loss() runs the forward on `inputs` as they then are.
+// Gradients in `added` were accumulated on top of Lab::kInitialGradient.
+template <class Loss>
+void expect_gradients(const Results& gradients, Inputs& inputs, Loss&& loss,
                       const std::set<std::string>& added, const std::string& what) {
   constexpr double kStep = 1e-5, kBound = 1e-6;
-  const Results analytic = execute(Device::reference, program);
   int checked = 0;
-  for (const auto& [key, gradient] : analytic) {
+  for (const auto& [key, gradient] : gradients) {
     if (!key.starts_with("d.")) continue;
     const std::string name = key.substr(2);
     Values& x = inputs.at(name);
@@ -34,19 +33,28 @@ void expect_gradients(Inputs& inputs, Program&& program, Loss&& loss,
     for (size_t i = 0; i < x.size(); ++i) {
       const double middle = x[i];
       x[i] = middle + kStep;
-      const double above = loss(execute(Device::reference, program));
+      const double above = loss();
       x[i] = middle - kStep;
-      slope[i] = (above - loss(execute(Device::reference, program))) / (2 * kStep);
+      slope[i] = (above - loss()) / (2 * kStep);
       x[i] = middle;
     }
-    Values got = gradient;
+    Values own = gradient;
     if (added.contains(name))
-      for (double& g : got) g -= Lab::kInitialGradient;
-    const double error = relative_rms(got, slope);
+      for (double& g : own) g -= Lab::kInitialGradient;
+    const double error = relative_rms(own, slope);
     EXPECT_TRUE(error <= kBound) << what << ": " << key << " differs by " << error;
     ++checked;
   }
   EXPECT_GT(checked, 0) << what;
+}
+
+// The same for a program(Lab&) that runs both; `value` is the loss as a function of its results.
+template <class Program, class Value>
+void expect_program_gradients(Inputs& inputs, Program&& program, Value&& value,
+                              const std::set<std::string>& added, const std::string& what) {
+  const auto run = [&] { return execute(Device::reference, program); };
+  expect_gradients(
+      run(), inputs, [&] { return value(run()); }, added, what);
 }
 
 }  // namespace kla::testing
