@@ -5,6 +5,7 @@
 #include <charconv>
 #include <cmath>
 #include <map>
+#include <optional>
 
 #include "config/load.h"
 #include "config/number.h"
@@ -19,15 +20,8 @@ std::map<std::string, std::vector<Choice>>& registry() {
   return choices;
 }
 
-struct Problem {
-  bool found = false;
-  std::string message;  // empty: expects ..., got ...
-  std::string note;
-};
-
-Problem refused(const std::string& note) {
-  return {true, "", note};
-}
+// Nothing if the value was taken, else a note on what is wrong with it, which may be empty.
+using Problem = std::optional<std::string>;
 
 Problem convert(const Field&, const YamlNode& node, bool& value) {
   if (!node.quoted && (node.text == "true" || node.text == "false")) {
@@ -36,24 +30,24 @@ Problem convert(const Field&, const YamlNode& node, bool& value) {
   }
   std::string lower = node.text;
   std::transform(lower.begin(), lower.end(), lower.begin(),
-                 [](char c) { return static_cast<char>(std::tolower(c)); });
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   const bool yes =
       lower == "yes" || lower == "on" || lower == "y" || lower == "true" || lower == "1";
   const bool no =
       lower == "no" || lower == "off" || lower == "n" || lower == "false" || lower == "0";
-  return refused(yes ? "write true" : no ? "write false" : "");
+  return Problem(yes ? "write true" : no ? "write false" : "");
 }
 
 template <class Number>
 Problem convert_number(const Field& field, const YamlNode& node, Number& value) {
-  if (node.quoted) return refused("quotes make it text: write it without them");
+  if (node.quoted) return Problem("quotes make it text: write it without them");
   Number read{};
   const std::string problem = read_number(node.text, read);
-  if (!problem.empty()) return refused(problem);
+  if (!problem.empty()) return problem;
   const auto x = static_cast<double>(read);
   const Traits& t = field.traits;
   if (x < t.min || x > t.max || (t.above_min && x == t.min) || (t.below_max && x == t.max))
-    return refused("");
+    return Problem("");
   value = read;
   return {};
 }
@@ -94,7 +88,7 @@ bool looks_like(Words words, const std::string& text) {
 Problem convert(const Field& field, const YamlNode& node, std::string& value) {
   if (find_unclean(node.text) != std::string::npos ||
       node.text.find_first_of("\r\n\t") != std::string::npos)
-    return refused("it holds a line break, a tab or a control character");
+    return Problem("it holds a line break, a tab or a control character");
   const std::vector<Choice> choices = all_choices(field);
   std::vector<std::string> names;
   for (const Choice& choice : choices) {
@@ -106,8 +100,8 @@ Problem convert(const Field& field, const YamlNode& node, std::string& value) {
       return {};
     }
   }
-  if (!choices.empty()) return refused(did_you_mean(nearest(node.text, names)));
-  if (!looks_like(field.traits.words, node.text)) return refused("");
+  if (!choices.empty()) return Problem(did_you_mean(nearest(node.text, names)));
+  if (!looks_like(field.traits.words, node.text)) return Problem("");
   value = node.text;
   return {};
 }
@@ -132,21 +126,21 @@ struct Assignment {
   const SourceText& source;
   Diagnostics& diagnostics;
 
-  bool report(const YamlNode& at, const Problem& problem) const {
+  bool report(const YamlNode& at, const std::string& note) const {
     diagnostics.error(origin_of(source, at),
                       "'" + field.path + "' expects " + expectation(field) + ", got " + got(at),
-                      problem.note);
+                      note);
     return false;
   }
 
   template <class T>
   bool one(const YamlNode& from, T& value) const {
     if (from.kind != YamlNode::Kind::scalar)
-      return report(from, refused(from.kind == YamlNode::Kind::null
-                                      ? "write \"\" for empty text, or leave the key out"
-                                      : ""));
+      return report(from, from.kind == YamlNode::Kind::null
+                              ? "write \"\" for empty text, or leave the key out"
+                              : "");
     const Problem problem = convert(field, from, value);
-    return problem.found ? report(from, problem) : true;
+    return problem ? report(from, *problem) : true;
   }
 
   template <class T>
@@ -156,14 +150,14 @@ struct Assignment {
   template <class T>
   bool operator()(std::vector<T>* value) const {
     if (node.kind != YamlNode::Kind::list)
-      return report(node, refused(node.kind == YamlNode::Kind::scalar
-                                      ? "write [" + node.text.substr(0, 60) + "]"
-                                      : ""));
+      return report(node, node.kind == YamlNode::Kind::scalar
+                              ? "write [" + node.text.substr(0, bytes_of(node.text, 60)) + "]"
+                              : "");
     std::vector<T> read(node.values.size());
     bool good = true;
     for (size_t i = 0; i < read.size(); ++i) good &= one(node.values[i], read[i]);
     if (field.traits.count != 0 && read.size() != field.traits.count)
-      good = report(node, refused("it has " + std::to_string(read.size()) + " elements"));
+      good = report(node, "it has " + std::to_string(read.size()) + " elements");
     if (good) *value = std::move(read);
     return good;
   }
