@@ -142,11 +142,11 @@ void GatedDelta::backward(Context& ctx, const Weights& w, View gradients, const 
 
   // Back through norms, gates and convolutions, then the input projections.
   View dab = scratch.allocate(acc, {M, 2 * H_});
-  ops::mixer_prep_backward(ctx, {.dq = dqkvg.columns(0, H_ * K_),
-                                 .dk = dqkvg.columns(H_ * K_, H_ * K_),
-                                 .dv = dqkvg.columns(2 * H_ * K_, H_ * V_),
-                                 .da = dab.columns(0, H_),
-                                 .db = dab.columns(H_, H_),
+  ops::mixer_prep_backward(ctx, {.dq = dqkvg.columns(0, H_ * K_).reshape({B, T, H_ * K_}),
+                                 .dk = dqkvg.columns(H_ * K_, H_ * K_).reshape({B, T, H_ * K_}),
+                                 .dv = dqkvg.columns(2 * H_ * K_, H_ * V_).reshape({B, T, H_ * V_}),
+                                 .da = dab.columns(0, H_).reshape({B, T, H_}),
+                                 .db = dab.columns(H_, H_).reshape({B, T, H_}),
                                  .dw = small_parameters(table, gradients),
                                  .dq_hat = dq,
                                  .dk_hat = dk,
