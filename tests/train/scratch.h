@@ -2,6 +2,7 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <sys/mount.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -35,6 +36,25 @@ class ScratchDirectory {
 
  private:
   std::string path_;
+};
+
+// A small file system in memory, where root may mount one.
+class SmallDisk {
+ public:
+  explicit SmallDisk(const std::string& options)
+      : mounted_(::mount("none", path().c_str(), "tmpfs", 0, options.c_str()) == 0) {}
+  ~SmallDisk() {
+    if (mounted_) ::umount2(path().c_str(), MNT_DETACH);
+  }
+  bool mounted() const { return mounted_; }
+  bool make_read_only() const {
+    return ::mount("none", path().c_str(), "tmpfs", MS_REMOUNT | MS_RDONLY, "") == 0;
+  }
+  const std::string& path() const { return scratch_.path(); }
+
+ private:
+  ScratchDirectory scratch_;
+  bool mounted_;
 };
 
 inline void write_file(const std::string& path, const std::string& content) {
