@@ -11,6 +11,8 @@ namespace kla {
 struct GuardState {
   int64_t consecutive = 0;  // skipped steps in a row
   int64_t total = 0;        // skipped steps of the run
+
+  bool operator==(const GuardState&) const = default;
 };
 
 // Counts a step. Error{numerical} (exit 5) when the policy is `stop` or a limit is passed.

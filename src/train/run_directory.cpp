@@ -47,10 +47,19 @@ std::string operating_system() {
   return std::string(info.sysname) + " " + info.release + " " + info.machine;
 }
 
+int64_t memory_bytes() {
+  return int64_t{::sysconf(_SC_PHYS_PAGES)} * int64_t{::sysconf(_SC_PAGESIZE)};
+}
+
 Json read_json(const std::string& path) {
   if (!file_exists(path)) return Json::object();
   Json value = Json::parse(read_file(path, 1 << 24), nullptr, false);
   return value.is_object() ? value : Json::object();
+}
+
+// Whatever bytes a command line or a message holds, the file is JSON.
+void write_json(const std::string& path, const Json& value) {
+  write_file_atomic(path, value.dump(1, ' ', true, Json::error_handler_t::replace) + "\n");
 }
 
 }  // namespace
@@ -89,7 +98,8 @@ void RunDirectory::record_start(const RunIdentity& id, int64_t step) const {
   run["machine"] = {{"os", operating_system()},
                     {"cpu", cpu_model()},
                     {"host", host_name()},
-                    {"cores", available_cores()}};
+                    {"cores", available_cores()},
+                    {"memory", memory_bytes()}};
   run["device"] = {{"backend", id.device}, {"threads", id.threads}, {"dtype", "f32"}};
   run["command_line"] = id.command_line;
   run["config_hash"] = id.config_hash;
@@ -98,18 +108,19 @@ void RunDirectory::record_start(const RunIdentity& id, int64_t step) const {
   run["seeds"] = {{"run", id.run_seed}, {"shuffle", id.shuffle_seed}};
   run["parameters"] = {{"total", id.parameters}, {"embedding", id.embedding_parameters}};
   run["world_size"] = 1;
+  if (!run["sessions"].is_array()) run["sessions"] = Json::array();
   run["sessions"].push_back({{"started", timestamp()}, {"from_step", step}});
-  write_file_atomic(path_ + "/run.json", run.dump(1) + "\n");
+  write_json(path_ + "/run.json", run);
 }
 
 void RunDirectory::record_end(int exit_code, int64_t step) const {
   Json run = read_json(path_ + "/run.json");
-  if (!run.contains("sessions") || run["sessions"].empty()) return;
+  if (!run["sessions"].is_array() || run["sessions"].empty()) return;
   Json& session = run["sessions"].back();
   session["ended"] = timestamp();
   session["to_step"] = step;
   session["exit_code"] = exit_code;
-  write_file_atomic(path_ + "/run.json", run.dump(1) + "\n");
+  write_json(path_ + "/run.json", run);
 }
 
 void RunDirectory::record_failure(int exit_code, const std::string& why) const {
@@ -117,9 +128,11 @@ void RunDirectory::record_failure(int exit_code, const std::string& why) const {
     Json status = read_json(path_ + "/status.json");
     status["state"] = "failed";
     status["why"] = why;
-    write_file_atomic(path_ + "/status.json", status.dump(1) + "\n");
-    record_end(exit_code, status.value("step", int64_t{0}));
-  } catch (const Error&) {  // the disk may be what failed; the error itself is on its way up
+    write_json(path_ + "/status.json", status);
+    const Json step = status.value("step", Json(0));
+    record_end(exit_code, step.is_number_integer() ? step.get<int64_t>() : 0);
+  } catch (
+      const std::exception&) {  // the disk may be what failed; the error itself is on its way up
   }
 }
 
@@ -130,7 +143,7 @@ void RunDirectory::write_status(const RunStatus& s) const {
                  {"host", host_name()}, {"last_checkpoint", s.last_checkpoint}};
   if (std::isfinite(s.loss)) status["loss"] = s.loss;
   if (s.eta_seconds >= 0) status["eta_seconds"] = s.eta_seconds;
-  write_file_atomic(path_ + "/status.json", status.dump(1) + "\n");
+  write_json(path_ + "/status.json", status);
 }
 
 }  // namespace kla
