@@ -29,11 +29,11 @@ namespace kla::cpu::HWY_NAMESPACE {
 void StepOneHead(const StepHead& a) {
   for (int64_t v = 0; v < a.V; ++v) {
     float* row = a.S + v * a.ld;
-    const float known = a.decay * sum_lanes(a.K, [&](auto d, int64_t j) HWY_ATTR {
+    const float known = a.decay * sum_lanes(a.K, [&](auto d, int64_t j) KLA_LANES_INLINE {
                           return hn::Mul(hn::LoadU(d, row + j), hn::LoadU(d, a.k + j));
                         });
     const float write = a.beta * (a.v[v] - known);
-    const float out = sum_lanes(a.K, [&](auto d, int64_t j) HWY_ATTR {
+    const float out = sum_lanes(a.K, [&](auto d, int64_t j) KLA_LANES_INLINE {
       const auto kept = hn::Mul(hn::Set(d, a.decay), hn::LoadU(d, row + j));
       const auto s = hn::MulAdd(hn::Set(d, write), hn::LoadU(d, a.k + j), kept);
       hn::StoreU(s, d, row + j);

@@ -11,7 +11,7 @@
 #include "hwy/foreach_target.h"
 //
 #include "hwy/highway.h"
-#include "kernels/cpu/vector.h"
+#include "kernels/cpu/vector_math.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kla::cpu::HWY_NAMESPACE {
@@ -26,7 +26,8 @@ HWY_INLINE void for_columns(F&& f) {
     f(j, hn::Iota(d, static_cast<float>(j)));
 }
 
-// first[i] is the first row of the document of row i.
+// first[i] is the first row of the document of row i. The bound stands first in Min, so that a NaN
+// gets through.
 void Decays(ChunkDecay& decay, const float* G, const int64_t* first) {
   const Lanes d;
   const Vector zero = hn::Zero(d);
@@ -35,19 +36,19 @@ void Decays(ChunkDecay& decay, const float* G, const int64_t* first) {
     const Vector low = hn::Set(d, static_cast<float>(first[i]) - 0.5f);
     const Vector high = hn::Set(d, static_cast<float>(i) + 0.5f);
     const Vector G_i = hn::Set(d, G[i]);
-    for_columns([&](int64_t j, Vector column) HWY_ATTR {
+    for_columns([&](int64_t j, Vector column) KLA_LANES_INLINE {
       const auto inside = hn::And(hn::Gt(column, low), hn::Lt(column, high));
-      const Vector difference = hn::Min(hn::Sub(G_i, hn::Load(d, G + j)), zero);
-      hn::Store(hn::IfThenElseZero(inside, hn::Exp(d, difference)), d, row + j);
+      const Vector difference = hn::Min(zero, hn::Sub(G_i, hn::Load(d, G + j)));
+      hn::Store(hn::IfThenElseZero(inside, exp(d, difference)), d, row + j);
     });
   }
   const Vector head = hn::Set(d, static_cast<float>(decay.head) - 0.5f);
   const Vector tail = hn::Set(d, static_cast<float>(decay.tail) - 0.5f);
   const Vector last = hn::Set(d, G[decay.n - 1]);
-  for_columns([&](int64_t j, Vector column) HWY_ATTR {
+  for_columns([&](int64_t j, Vector column) KLA_LANES_INLINE {
     const Vector G_j = hn::Load(d, G + j);
-    const Vector D = hn::Exp(d, hn::Min(G_j, zero));
-    const Vector E = hn::Exp(d, hn::Min(hn::Sub(last, G_j), zero));
+    const Vector D = exp(d, hn::Min(zero, G_j));
+    const Vector E = exp(d, hn::Min(zero, hn::Sub(last, G_j)));
     hn::Store(hn::IfThenElseZero(hn::Lt(column, head), D), d, decay.D + j);
     hn::Store(hn::IfThenElseZero(hn::Gt(column, tail), E), d, decay.E + j);
   });
@@ -64,7 +65,7 @@ void GateScores(const ChunkDecay& decay, float scale, float* P) {
   const Lanes d;
   const Vector s = hn::Set(d, scale);
   for (int64_t i = 0; i < decay.n; ++i)
-    for_columns([&](int64_t j, Vector) HWY_ATTR {
+    for_columns([&](int64_t j, Vector) KLA_LANES_INLINE {
       const Vector gam = hn::Mul(s, hn::Load(d, decay.Gam + i * C + j));
       hn::Store(Gated(gam, hn::Load(d, P + i * C + j)), d, P + i * C + j);
     });
@@ -73,7 +74,7 @@ void GateScores(const ChunkDecay& decay, float scale, float* P) {
 void GateInverse(const ChunkDecay& decay, Tile T_zero, float* Tg) {
   const Lanes d;
   for (int64_t i = 0; i < decay.n; ++i)
-    for_columns([&](int64_t j, Vector) HWY_ATTR {
+    for_columns([&](int64_t j, Vector) KLA_LANES_INLINE {
       const Vector gam = hn::Load(d, decay.Gam + i * C + j);
       hn::Store(Gated(gam, hn::LoadU(d, T_zero.data + i * T_zero.ld + j)), d, Tg + i * C + j);
     });
@@ -82,7 +83,7 @@ void GateInverse(const ChunkDecay& decay, Tile T_zero, float* Tg) {
 void ScaleColumns(const ChunkDecay& decay, const float* Tg, float* M) {
   const Lanes d;
   for (int64_t i = 0; i < decay.n; ++i)
-    for_columns([&](int64_t j, Vector) HWY_ATTR {
+    for_columns([&](int64_t j, Vector) KLA_LANES_INLINE {
       const Vector x = hn::Mul(hn::Load(d, Tg + i * C + j), hn::Load(d, decay.beta + j));
       hn::Store(x, d, M + i * C + j);
     });
@@ -98,7 +99,7 @@ void Adjoint(const ChunkDecay& decay, float scale, const ChunkAdjoint& a) {
     const Vector row = hn::Set(d, static_cast<float>(i) - 0.5f);
     const Vector beta = hn::Set(d, decay.beta[i]);
     Vector dbeta = hn::Zero(d), dg = hn::Zero(d);
-    for_columns([&](int64_t j, Vector column) HWY_ATTR {
+    for_columns([&](int64_t j, Vector column) KLA_LANES_INLINE {
       const auto left = hn::Lt(column, row);
       const Vector gam = hn::Load(d, gam_i + j);
       const Vector z = Gated(hn::Load(d, P + j), hn::Load(d, dP + j));
@@ -123,7 +124,7 @@ void ScaleRows(int64_t rows, int64_t width, const float* factor, Tile x, Mutable
   for (int64_t i = 0; i < rows; ++i) {
     const float *from = x.data + i * x.ld, f = factor[i];
     float* to = y.data + i * y.ld;
-    for_lanes(width, [&](auto d, int64_t j) HWY_ATTR {
+    for_lanes(width, [&](auto d, int64_t j) KLA_LANES_INLINE {
       hn::StoreU(hn::Mul(hn::Set(d, f), hn::LoadU(d, from + j)), d, to + j);
     });
   }
@@ -134,7 +135,7 @@ void SubtractScaledRows(int64_t rows, int64_t width, Tile v, const float* factor
   for (int64_t i = 0; i < rows; ++i) {
     const float *a = v.data + i * v.ld, *b = r.data + i * r.ld, f = factor[i];
     float* to = y.data + i * y.ld;
-    for_lanes(width, [&](auto d, int64_t j) HWY_ATTR {
+    for_lanes(width, [&](auto d, int64_t j) KLA_LANES_INLINE {
       hn::StoreU(hn::NegMulAdd(hn::Set(d, f), hn::LoadU(d, b + j), hn::LoadU(d, a + j)), d, to + j);
     });
   }
@@ -143,7 +144,7 @@ void SubtractScaledRows(int64_t rows, int64_t width, Tile v, const float* factor
 void RowDots(int64_t rows, int64_t width, Tile x, Tile y, float* sums) {
   for (int64_t i = 0; i < rows; ++i) {
     const float *a = x.data + i * x.ld, *b = y.data + i * y.ld;
-    sums[i] = sum_lanes(width, [&](auto d, int64_t j) HWY_ATTR {
+    sums[i] = sum_lanes(width, [&](auto d, int64_t j) KLA_LANES_INLINE {
       return hn::Mul(hn::LoadU(d, a + j), hn::LoadU(d, b + j));
     });
   }
@@ -154,7 +155,7 @@ void ScaleRowsAndDot(int64_t rows, int64_t width, const float* factor, Tile x, M
   for (int64_t i = 0; i < rows; ++i) {
     const float *from = x.data + i * x.ld, *other = z.data + i * z.ld, f = factor[i];
     float* to = y.data + i * y.ld;
-    sums[i] = sum_lanes(width, [&](auto d, int64_t j) HWY_ATTR {
+    sums[i] = sum_lanes(width, [&](auto d, int64_t j) KLA_LANES_INLINE {
       const auto scaled = hn::Mul(hn::Set(d, f), hn::LoadU(d, from + j));
       hn::StoreU(scaled, d, to + j);
       return hn::Mul(scaled, hn::LoadU(d, other + j));
@@ -168,7 +169,7 @@ void UnitLowerInverse(int64_t n, const float* A, MutableTile T_zero) {
   for (int64_t i = 0; i < C; ++i) {
     float* out = T_zero.data + i * T_zero.ld;
     const Vector row = hn::Set(d, static_cast<float>(i));
-    for_columns([&](int64_t j, Vector column) HWY_ATTR {
+    for_columns([&](int64_t j, Vector column) KLA_LANES_INLINE {
       Vector even = hn::IfThenElseZero(hn::Eq(column, row), hn::Set(d, 1.0f)), odd = hn::Zero(d);
       if (i < n) {
         int64_t l = j;  // T_l is zero right of column l

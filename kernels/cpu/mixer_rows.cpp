@@ -12,6 +12,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace kla::cpu::HWY_NAMESPACE {
 
+constexpr int64_t kAhead = 4;  // rows to prefetch
+
 template <class D>
 HWY_INLINE hn::Vec<D> Convolve(D d, const TapRows& x, const float* w, int64_t width, int64_t j) {
   auto c = hn::Mul(hn::LoadU(d, w + j), hn::LoadU(d, x[0] + j));
@@ -23,10 +25,11 @@ HWY_INLINE hn::Vec<D> Convolve(D d, const TapRows& x, const float* w, int64_t wi
 template <bool kSilu>
 void ForwardRows(const ConvForward& a) {
   for (int64_t i = 0; i < a.rows; ++i) {
+    if (i + kAhead < a.rows) prefetch_row(a.x[i + kAhead][kConvTail], a.width);
     const TapRows x = a.x[i];
     const float factor = a.factor ? a.factor[i] : 1.0f;
     float* y = a.y.data + i * a.y.ld;
-    const float squares = sum_lanes(a.width, [&](auto d, int64_t j) HWY_ATTR {
+    const float squares = sum_lanes(a.width, [&](auto d, int64_t j) KLA_LANES_INLINE {
       auto c = Convolve(d, x, a.w, a.width, j);
       if constexpr (kSilu) c = hn::Mul(c, logistic(d, c));
       c = hn::Mul(c, hn::Set(d, factor));
@@ -45,8 +48,12 @@ void RecomputeRows(const ConvRecompute& a) {
   for (int64_t i = 0; i < a.rows; ++i) {
     const TapRows x = a.x[i];
     const float* dy = a.dy_hat.data + i * a.dy_hat.ld;
+    if (i + kAhead < a.rows) {
+      prefetch_row(a.x[i + kAhead][kConvTail], a.width);
+      prefetch_row(dy + kAhead * a.dy_hat.ld, a.width);
+    }
     float *y_out = a.y.data + i * a.y.ld, *slope = a.slope.data + i * a.slope.ld;
-    a.squares[i] = sum_lanes(a.width, [&](auto d, int64_t j) HWY_ATTR {
+    a.squares[i] = sum_lanes(a.width, [&](auto d, int64_t j) KLA_LANES_INLINE {
       const auto c = Convolve(d, x, a.w, a.width, j), one = hn::Set(d, 1.0f);
       auto y = c;
       if constexpr (kSilu) {
@@ -59,7 +66,7 @@ void RecomputeRows(const ConvRecompute& a) {
       hn::StoreU(y, d, y_out + j);
       return hn::Mul(y, y);
     });
-    a.dots[i] = sum_lanes(a.width, [&](auto d, int64_t j) HWY_ATTR {
+    a.dots[i] = sum_lanes(a.width, [&](auto d, int64_t j) KLA_LANES_INLINE {
       return hn::Mul(hn::LoadU(d, y_out + j), hn::LoadU(d, dy + j));
     });
   }
@@ -74,7 +81,7 @@ void NormBackward(int64_t rows, int64_t width, const float* alpha, Tile dy_hat, 
     const float *g = dy_hat.data + i * dy_hat.ld, *y_i = y.data + i * y.ld;
     const float* f = slope.data + i * slope.ld;
     float* out = dc.data + i * dc.ld;
-    for_lanes(width, [&](auto d, int64_t j) HWY_ATTR {
+    for_lanes(width, [&](auto d, int64_t j) KLA_LANES_INLINE {
       const auto dy = hn::MulAdd(hn::Set(d, gamma[i]), hn::LoadU(d, y_i + j),
                                  hn::Mul(hn::Set(d, alpha[i]), hn::LoadU(d, g + j)));
       hn::StoreU(hn::Mul(dy, hn::LoadU(d, f + j)), d, out + j);
@@ -84,7 +91,7 @@ void NormBackward(int64_t rows, int64_t width, const float* alpha, Tile dy_hat, 
 
 // Channels outside, tokens inside: the weights and their gradients stay in registers.
 void Backward(const ConvBackward& a) {
-  for_lanes(a.width, [&](auto d, int64_t j) HWY_ATTR {
+  for_lanes(a.width, [&](auto d, int64_t j) KLA_LANES_INLINE {
     const int64_t W = a.width;
     const auto w0 = hn::LoadU(d, a.w + j), w1 = hn::LoadU(d, a.w + W + j);
     const auto w2 = hn::LoadU(d, a.w + 2 * W + j), w3 = hn::LoadU(d, a.w + 3 * W + j);
@@ -114,12 +121,12 @@ void Softmax(int64_t rows, int64_t width, MutableTile y) {
   for (int64_t i = 0; i < rows; ++i) {
     float* row = y.data + i * y.ld;
     const float top = *std::max_element(row, row + width);
-    const float sum = sum_lanes(width, [&](auto d, int64_t j) HWY_ATTR {
+    const float sum = sum_lanes(width, [&](auto d, int64_t j) KLA_LANES_INLINE {
       const auto e = exp(d, hn::Sub(hn::LoadU(d, row + j), hn::Set(d, top)));
       hn::StoreU(e, d, row + j);
       return e;
     });
-    for_lanes(width, [&](auto d, int64_t j) HWY_ATTR {
+    for_lanes(width, [&](auto d, int64_t j) KLA_LANES_INLINE {
       hn::StoreU(hn::Div(hn::LoadU(d, row + j), hn::Set(d, sum)), d, row + j);
     });
   }
@@ -129,10 +136,10 @@ void SoftmaxBackward(int64_t rows, int64_t width, Tile y, Tile dy_hat, MutableTi
   for (int64_t i = 0; i < rows; ++i) {
     const float *p = y.data + i * y.ld, *g = dy_hat.data + i * dy_hat.ld;
     float* out = dc.data + i * dc.ld;
-    const float mean = sum_lanes(width, [&](auto d, int64_t j) HWY_ATTR {
+    const float mean = sum_lanes(width, [&](auto d, int64_t j) KLA_LANES_INLINE {
       return hn::Mul(hn::LoadU(d, p + j), hn::LoadU(d, g + j));
     });
-    for_lanes(width, [&](auto d, int64_t j) HWY_ATTR {
+    for_lanes(width, [&](auto d, int64_t j) KLA_LANES_INLINE {
       const auto centred = hn::Sub(hn::LoadU(d, g + j), hn::Set(d, mean));
       hn::StoreU(hn::Mul(hn::LoadU(d, p + j), centred), d, out + j);
     });

@@ -9,8 +9,14 @@
 
 #include <cstdint>
 
+#include "hwy/cache_control.h"
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
+
+// After the parameters of a lambda: compiled for the instruction set at hand, and always inlined.
+#ifndef KLA_LANES_INLINE
+#define KLA_LANES_INLINE HWY_ATTR __attribute__((always_inline))
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace kla::cpu::HWY_NAMESPACE {
@@ -58,6 +64,12 @@ HWY_INLINE float sum_lanes(int64_t n, F&& f) {
   for (; i + 4 <= n; i += 4) sum += sum_of(FewLanes(), f(FewLanes(), i));
   for (; i < n; ++i) sum += sum_of(OneLane(), f(OneLane(), i));
   return sum;
+}
+
+// Fetches a row that a later iteration reads: rows of one head lie a whole token apart, too far for
+// the hardware's prefetcher.
+HWY_INLINE void prefetch_row(const float* row, int64_t n) {
+  for (int64_t i = 0; i < n; i += 16) hwy::Prefetch(row + i);
 }
 
 }  // namespace kla::cpu::HWY_NAMESPACE

@@ -43,6 +43,38 @@ Tokenizer open_tokenizer(const TokenDataset& data) {
   return tokenizer;
 }
 
+Tokenizer open_run_tokenizer(const Config& config, const std::string& sha256) {
+  const auto prepared = std::filesystem::path(config.data.train).parent_path();
+  Tokenizer tokenizer = Tokenizer::load((prepared / "tokenizer.model").string());
+  if (tokenizer.sha256() != sha256)
+    throw Error(Exit::data,
+                "'" + (prepared / "tokenizer.model").string() +
+                    "' is not the tokenizer this model was trained with",
+                "restore the data directory that data.train names");
+  return tokenizer;
+}
+
+LoadedModel::LoadedModel(const Config& config, const std::string& checkpoint,
+                         const Allocate& allocate, const std::function<void()>& plan)
+    : runtime(config.device), model(config.model) {
+  const CheckpointStore store(config.run.dir + "/checkpoints");
+  const std::optional<Checkpoint> found =
+      checkpoint.empty() ? store.newest_valid() : store.find(checkpoint);
+  if (!found)
+    throw Error(Exit::data,
+                "'" + config.run.dir + "' has no intact checkpoint" +
+                    (checkpoint.empty() ? "" : " '" + checkpoint + "'"),
+                "train it first, or name one of its checkpoints/step-*");
+  runtime.set_up(
+      [&] {
+        weights = runtime.allocate_weights(model.parameters());
+        allocate(runtime, model, weights);
+      },
+      plan);
+  state = CheckpointStore::load_state(*found);
+  CheckpointStore::load_model(*found, named_views(model.parameters(), weights.master));
+}
+
 OpenData open_data(const LoadedConfig& loaded) {
   const Config& c = loaded.config;
   OpenData data;

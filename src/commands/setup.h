@@ -2,6 +2,7 @@
 // run, and the data a config names, opened and checked against each other.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -29,5 +30,21 @@ struct OpenData {
 OpenData open_data(const LoadedConfig&);
 TokenDataset open_validation(const LoadedConfig&);
 Tokenizer open_tokenizer(const TokenDataset&);
+// The tokenizer beside data.train (or data.val), which must have this hash.
+Tokenizer open_run_tokenizer(const Config&, const std::string& sha256);
+
+// A trained model, ready to run forward. `allocate` makes what else needs memory (called twice, see
+// Runtime::set_up), `plan` runs it dry.
+struct LoadedModel {
+  using Allocate = std::function<void(Runtime&, LanguageModel&, const Weights&)>;
+  // `checkpoint`: a name such as step-00001000, or empty for the newest intact one. Error{data}.
+  LoadedModel(const Config&, const std::string& checkpoint, const Allocate& allocate,
+              const std::function<void()>& plan);
+
+  Runtime runtime;
+  LanguageModel model;
+  Weights weights;
+  TrainState state;
+};
 
 }  // namespace kla

@@ -41,18 +41,19 @@ std::string text_of(const Piece& piece) {
   return "";
 }
 
-// Where the next word ends and another begins: at a single space between two characters that are
-// not spaces themselves. Encoding the parts gives the ids of the whole (words_are_separate).
-size_t word_end(std::string_view text, size_t from) {
-  const auto space_before = [&](size_t i) {
-    return text[i - 1] == ' ' || (i >= 3 && text.substr(i - 3, 3) == kSpaceMark);
+// Where the first word of the text ends: before a newline, or at a single space between two
+// characters that are not spaces. No piece reaches over such a place (words_are_separate), so
+// encoding the parts gives the ids of the whole.
+size_t word_end(std::string_view text) {
+  const auto space_at = [&](size_t i) {
+    return text[i] == ' ' || text.substr(i, kSpaceMark.size()) == kSpaceMark;
   };
-  const auto space_after = [&](size_t i) {
-    return i + 1 == text.size() || text[i + 1] == ' ' || text.substr(i + 1, 3) == kSpaceMark;
-  };
-  for (size_t at = text.find(' ', std::max<size_t>(from, 1)); at != std::string_view::npos;
-       at = text.find(' ', at + 1))
-    if (!space_before(at) && !space_after(at)) return at;
+  for (size_t i = 1; i < text.size(); ++i) {
+    if (text[i] == '\n') return i;
+    if (text[i] != ' ' || i + 1 == text.size()) continue;
+    const bool after_space = space_at(i - 1) || (i >= 3 && space_at(i - 3));
+    if (!after_space && !space_at(i + 1)) return i;
+  }
   return text.size();
 }
 
@@ -64,7 +65,7 @@ struct Tokenizer::Model {
   std::vector<std::string> texts;  // by id
   sentencepiece::SentencePieceProcessor processor;
 
-  void encode_with_library(std::string_view text, std::vector<int32_t>& ids) const {
+  void encode(std::string_view text, std::vector<int32_t>& ids) const {
     std::vector<int> found;
     const auto status = processor.Encode(text, &found);
     KLA_CHECK(status.ok(), status.ToString());
@@ -134,7 +135,7 @@ std::string Tokenizer::piece(int32_t id) const {
 }
 
 void Tokenizer::encode(std::string_view text, std::vector<int32_t>& ids) const {
-  Encoder(*this).encode(text, ids);
+  model_->encode(text, ids);
 }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
@@ -167,32 +168,40 @@ std::vector<int32_t> Tokenizer::token_bytes() const {
   return bytes;
 }
 
-Encoder::Encoder(const Tokenizer& tokenizer) : model_(tokenizer.model_.get()) {}
+Encoder::Encoder(const Tokenizer& tokenizer) : model_(tokenizer.model_.get()) {
+  if (model_->parsed.words_are_separate) slots_.resize(kSlots);
+}
 
 void Encoder::encode(std::string_view text, std::vector<int32_t>& ids) {
-  if (!model_->parsed.words_are_separate) return model_->encode_with_library(text, ids);
+  if (slots_.empty()) return model_->encode(text, ids);
+  bool after_space =
+      true;  // a word is encoded with the space before it, a text as if one stood there
   while (!text.empty()) {
-    const size_t end = word_end(text, 0);
+    if (after_space && text.front() == '\n') ids.push_back(model_->parsed.space_id);
+    const size_t end = word_end(text);
     encode_word(text.substr(0, end), ids);
-    if (end == text.size()) return;
-    text.remove_prefix(end + 1);  // the space comes back as the next word's prefix
+    text.remove_prefix(end);
+    after_space = text.starts_with(' ');
+    if (after_space) text.remove_prefix(1);
   }
 }
 
+// A word at the start of a line comes with its newline, without a space before it.
 void Encoder::encode_word(std::string_view word, std::vector<int32_t>& ids) {
-  if (word.size() > kLongestWord) return model_->encode_with_library(word, ids);
-  auto known = words_.find(word);
-  if (known == words_.end()) {
-    if (words_.size() == kMaxWords) {
-      words_.clear();
-      ids_.clear();
-    }
-    const size_t first = ids_.size();
-    model_->encode_with_library(word, ids_);
-    known = words_.emplace(word, Range{first, ids_.size() - first}).first;
+  Slot& slot = slots_[xxh3_64(word.data(), word.size()) % kSlots];
+  if (slot.bytes == 0 || std::string_view(slot.word, slot.bytes) != word) {
+    const size_t first = ids.size();
+    model_->encode(word, ids);
+    if (word.front() == '\n') ids.erase(ids.begin() + static_cast<std::ptrdiff_t>(first));
+    const size_t count = ids.size() - first;
+    if (word.size() > Slot::kMaxBytes || count > Slot::kMaxIds) return;
+    slot.bytes = static_cast<uint8_t>(word.size());
+    slot.count = static_cast<uint8_t>(count);
+    word.copy(slot.word, word.size());
+    std::copy_n(ids.end() - static_cast<std::ptrdiff_t>(count), count, slot.ids);
+    return;
   }
-  const auto begin = ids_.begin() + static_cast<std::ptrdiff_t>(known->second.first);
-  ids.insert(ids.end(), begin, begin + static_cast<std::ptrdiff_t>(known->second.count));
+  ids.insert(ids.end(), slot.ids, slot.ids + slot.count);
 }
 
 }  // namespace kla

@@ -8,7 +8,6 @@
 #include <memory>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "config/prepare_config.h"
@@ -48,28 +47,27 @@ class Tokenizer {
   std::unique_ptr<Model> model_;
 };
 
-// Encodes much text: remembers the ids of words it has met, which is several times as fast and
-// gives the same ids. One per thread; the tokenizer must outlive it.
+// Encodes much text: remembers the ids of words it has met, which is some times as fast and gives
+// the same ids. One per thread; the tokenizer must outlive it.
 class Encoder {
  public:
   explicit Encoder(const Tokenizer& tokenizer);
   void encode(std::string_view text, std::vector<int32_t>& ids);  // appends
 
  private:
-  static constexpr size_t kLongestWord = 64;   // bytes; longer ones hardly come back
-  static constexpr size_t kMaxWords = 400000;  // about 50 MB, then we start over
-  struct Range {
-    size_t first, count;  // in ids_
+  // A word's place is given by its hash; a newcomer takes the place of the one before it.
+  struct Slot {
+    static constexpr size_t kMaxBytes = 31, kMaxIds = 15;
+    uint8_t bytes = 0, count = 0;  // bytes = 0: free
+    char word[kMaxBytes];
+    int32_t ids[kMaxIds];
   };
-  struct Hash {
-    using is_transparent = void;
-    size_t operator()(std::string_view word) const { return std::hash<std::string_view>()(word); }
-  };
+  static constexpr size_t kSlots = 1 << 18;  // 24 MiB
+
   void encode_word(std::string_view word, std::vector<int32_t>& ids);
 
   const Tokenizer::Model* model_;
-  std::unordered_map<std::string, Range, Hash, std::equal_to<>> words_;
-  std::vector<int32_t> ids_;
+  std::vector<Slot> slots_;
 };
 
 // Trains a model of settings.vocab_size ids on the documents that `next_document` gives until it

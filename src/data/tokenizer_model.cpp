@@ -1,5 +1,6 @@
 #include "data/tokenizer_model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -120,13 +121,13 @@ uint64_t parse_model_type(std::string_view trainer_spec, const std::string& name
   return type;
 }
 
-// A space mark may stand only where a piece begins.
-bool starts_words_only(const Piece& piece) {
+// A space mark stands only where the piece begins, a newline nowhere.
+bool within_word(const Piece& piece) {
   if (piece.kind != PieceKind::normal && piece.kind != PieceKind::user) return true;
   size_t body = 0;
   while (piece.text.compare(body, kSpaceMark.size(), kSpaceMark) == 0) body += kSpaceMark.size();
   return piece.text.find(kSpaceMark, body) == std::string::npos &&
-         piece.text.find(' ') == std::string::npos;
+         piece.text.find_first_of(" \n") == std::string::npos;
 }
 
 void check_pieces(TokenizerModel& model, const std::string& name) {
@@ -134,6 +135,7 @@ void check_pieces(TokenizerModel& model, const std::string& name) {
   int64_t byte_pieces = 0;
   for (size_t id = 0; id < model.pieces.size(); ++id) {
     const Piece& piece = model.pieces[id];
+    if (piece.text == kSpaceMark) model.space_id = static_cast<int32_t>(id);
     if (!seen.insert(piece.text).second) refuse(name, "has the same piece twice");
     if (piece.kind == PieceKind::unknown) {
       if (model.unk_id >= 0) refuse(name, "has more than one unknown piece");
@@ -150,6 +152,7 @@ void check_pieces(TokenizerModel& model, const std::string& name) {
   }
   if (model.unk_id < 0) refuse(name, "has no unknown piece");
   if (byte_pieces != 0 && byte_pieces != 256) refuse(name, "has only some of the 256 byte pieces");
+  model.byte_fallback = byte_pieces == 256;
 }
 
 }  // namespace
@@ -173,12 +176,9 @@ TokenizerModel parse_tokenizer_model(std::string_view bytes, const std::string& 
   if (model.pieces.empty()) refuse(name, "is not a SentencePiece model");
   if (!normalizer_seen) refuse(name, "removes repeated spaces from the text");
   check_pieces(model, name);
-  bool separate = type == kBpe && model.add_dummy_prefix, space_piece = false;
-  for (const Piece& piece : model.pieces) {
-    separate = separate && starts_words_only(piece);
-    space_piece = space_piece || piece.text == kSpaceMark;
-  }
-  model.words_are_separate = separate && space_piece;
+  model.words_are_separate = type == kBpe && model.add_dummy_prefix && model.byte_fallback &&
+                             model.space_id >= 0 &&
+                             std::all_of(model.pieces.begin(), model.pieces.end(), within_word);
   return model;
 }
 

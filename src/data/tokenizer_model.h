@@ -20,8 +20,11 @@ struct Piece {
 struct TokenizerModel {
   std::vector<Piece> pieces;  // by id
   int32_t unk_id = -1;
+  int32_t space_id = -1;         // the piece for one space, if there is one
+  bool byte_fallback = false;    // characters without a piece become byte pieces
   bool add_dummy_prefix = true;  // text is encoded as if a space stood before it
-  // No piece reaches over the space between two words, so words can be encoded one by one.
+  // No piece reaches over the space between two words or over a newline (which is a byte piece), so
+  // words can be encoded one by one.
   bool words_are_separate = false;
 };
 

@@ -253,22 +253,13 @@ bool Trainer::evaluate(MetricsWriter& metrics, bool whole_set) {
 }
 
 std::vector<NamedView> Trainer::model_tensors() {
-  std::vector<NamedView> tensors;
-  const auto& specs = model_.parameters().specs();
-  for (size_t i = 0; i < specs.size(); ++i)
-    tensors.push_back(
-        {specs[i].name, model_.parameters().view(weights_.master, static_cast<int>(i))});
-  return tensors;
+  return named_views(model_.parameters(), weights_.master);
 }
 
 std::vector<NamedView> Trainer::optimizer_tensors() {
-  std::vector<NamedView> tensors;
-  const auto& specs = model_.parameters().specs();
-  for (size_t i = 0; i < specs.size(); ++i) {
-    const int index = static_cast<int>(i);
-    tensors.push_back({"exp_avg." + specs[i].name, model_.parameters().view(m_, index)});
-    tensors.push_back({"exp_avg_sq." + specs[i].name, model_.parameters().view(v_, index)});
-  }
+  std::vector<NamedView> tensors = named_views(model_.parameters(), m_, "exp_avg.");
+  for (NamedView& view : named_views(model_.parameters(), v_, "exp_avg_sq."))
+    tensors.push_back(std::move(view));
   return tensors;
 }
 

@@ -1,0 +1,288 @@
+#include "report/charts.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <set>
+
+#include "report/scale.h"
+#include "report/statistics.h"
+#include "report/svg.h"
+
+namespace kla::report {
+namespace {
+
+using Field = double TrainRow::*;
+
+constexpr double kSmoothing = 0.05;  // moving average over this share of the rows
+constexpr size_t kLabelLength = 18;  // characters of a run's name at the end of its line
+constexpr int kHeight = 300, kSmallHeight = 210;
+
+std::vector<Point> curve(const RunData& run, Field field) {
+  std::vector<Point> points;
+  points.reserve(run.train.size());
+  for (const TrainRow& row : run.train) points.push_back({row.tokens, row.*field});
+  return points;
+}
+
+std::string shortened(const std::string& name) {
+  if (name.size() <= kLabelLength) return name;
+  size_t end = kLabelLength - 1;
+  while (end > 0 && (name[end] & 0xC0) == 0x80) --end;  // not inside a UTF-8 character
+  return name.substr(0, end) + "…";
+}
+
+const LineStyle& style_of(const Summary& summary, size_t run) {
+  return summary.variants[summary.runs[run].variant].style;
+}
+
+// The name at the end of a line: a variant is named once, with the number of its runs and the mean
+// of their values; `decimals` < 0 leaves the value out.
+std::string end_label(const Summary& summary, size_t run, int decimals,
+                      const std::function<double(const RunSummary&)>& value = {}) {
+  const Variant& variant = summary.variants[summary.runs[run].variant];
+  if (variant.runs.front() != run) return "";
+  std::string label = shortened(variant.name);
+  if (variant.runs.size() > 1) label += " (" + std::to_string(variant.runs.size()) + ")";
+  if (decimals < 0) return label;
+  double sum = 0;
+  for (size_t i : variant.runs) sum += value(summary.runs[i]);
+  return label + " " + format_fixed(sum / static_cast<double>(variant.runs.size()), decimals);
+}
+
+std::string note_on_means(const Summary& summary) {
+  return summary.variants.size() < summary.runs.size()
+             ? " Several seeds of a variant share its line style; the number is their mean."
+             : "";
+}
+
+Axis token_axis(const Summary& summary) {
+  double most = 0;
+  for (const RunSummary& run : summary.runs) most = std::max(most, run.tokens);
+  return {.title = "training tokens", .range = {0, most}, .format = [](double value, double) {
+            return format_short(value);
+          }};
+}
+
+std::string counts(const std::vector<RunData>& runs) {
+  size_t least = runs.front().train.size(), most = least;
+  for (const RunData& run : runs) {
+    least = std::min(least, run.train.size());
+    most = std::max(most, run.train.size());
+  }
+  const std::string high = format_exact(static_cast<int64_t>(most));
+  return least == most ? high : format_exact(static_cast<int64_t>(least)) + " to " + high;
+}
+
+struct Smoothed {
+  std::vector<Point> raw, average;
+};
+
+std::vector<Smoothed> smooth_losses(const std::vector<RunData>& runs) {
+  std::vector<Smoothed> out;
+  for (const RunData& run : runs) {
+    Smoothed s{curve(run, &TrainRow::loss), {}};
+    s.average =
+        moving_average(s.raw, std::max(1.0, kSmoothing * static_cast<double>(s.raw.size())));
+    out.push_back(std::move(s));
+  }
+  return out;
+}
+
+void add_losses(Chart& chart, const std::vector<Smoothed>& losses, const Summary& summary,
+                bool with_value) {
+  for (size_t i = 0; i < losses.size(); ++i)
+    chart.series.push_back(
+        {.style = style_of(summary, i), .points = losses[i].raw, .look = Series::Look::pale_line});
+  for (size_t i = 0; i < losses.size(); ++i)
+    chart.series.push_back({.style = style_of(summary, i),
+                            .points = losses[i].average,
+                            .label = with_value ? end_label(summary, i, 3, &RunSummary::train_loss)
+                                                : end_label(summary, i, -1)});
+}
+
+Figure whole_loss(const std::vector<RunData>& runs, const std::vector<Smoothed>& losses,
+                  const Summary& summary) {
+  Chart chart{
+      .description = "Training loss against tokens",
+      .height = kHeight,
+      .x = token_axis(summary),
+      .y = {.title = "training loss, nats per token (log scale)", .kind = Scale::Kind::log10}};
+  add_losses(chart, losses, summary, false);
+  return {render_chart(chart),
+          "Training loss. Pale: the logged values, n = " + counts(runs) +
+              " a run, each the mean over all targets since the one before; line: "
+              "their moving average over 5 % of the rows."};
+}
+
+Figure second_half(const std::vector<Smoothed>& losses, const Summary& summary) {
+  Chart chart{.description = "Training loss of the second half, enlarged",
+              .height = kHeight,
+              .x = token_axis(summary),
+              .y = {.title = "training loss, nats per token"}};
+  const double half = chart.x.range.high / 2;
+  chart.x.range.low = half;
+  Range seen = kEmptyRange;
+  for (const Smoothed& s : losses)
+    for (const Point& p : s.average)
+      if (p.x >= half) seen.include(p.y);
+  if (seen.valid()) chart.y.range = padded(seen, Scale::Kind::linear, 0.2);
+  add_losses(chart, losses, summary, true);
+  return {render_chart(chart),
+          "The second half, enlarged; values beyond the frame are cut off. The number is the mean "
+          "over the last 5 % of the tokens." +
+              note_on_means(summary)};
+}
+
+int64_t most_targets(const RunData& run, int64_t length) {
+  int64_t most = 0;
+  for (const EvalRow& row : run.evals)
+    if (row.protocol == "full" && row.length == length) most = std::max(most, row.targets);
+  return most;
+}
+
+Range perplexity_interval(const EvalRow& row) {
+  if (!std::isfinite(row.low) || !std::isfinite(row.high)) return kEmptyRange;
+  return {std::exp(row.low), std::exp(row.high)};
+}
+
+void add_validation_curve(Chart& chart, const RunData& run, const Summary& summary, size_t i,
+                          int64_t length, Range& part_of_set) {
+  const int64_t most = most_targets(run, length);
+  Series during{.style = style_of(summary, i),
+                .hint = summary.runs[i].label + ", part of the validation set",
+                .look = Series::Look::line_and_markers,
+                .hollow = true};
+  Series whole{
+      .style = style_of(summary, i), .hint = summary.runs[i].label, .look = Series::Look::markers};
+  for (const EvalRow& row : run.evals) {
+    if (row.protocol != "full" || row.length != length || !std::isfinite(row.loss)) continue;
+    const bool part = static_cast<double>(row.targets) < 0.99 * static_cast<double>(most);
+    Series& series = part ? during : whole;
+    series.points.push_back({row.tokens, std::exp(row.loss)});
+    if (part)
+      part_of_set.include(static_cast<double>(row.targets));
+    else
+      whole.whiskers.push_back(perplexity_interval(row));
+  }
+  if (during.points.empty()) whole.look = Series::Look::line_and_markers;
+  Series& last = whole.points.empty() ? during : whole;
+  last.label = end_label(summary, i, 1, [](const RunSummary& r) {
+    const EvalRow* row = headline(r);
+    return row ? std::exp(row->loss) : std::nan("");
+  });
+  chart.series.push_back(std::move(during));
+  chart.series.push_back(std::move(whole));
+}
+
+Figure validation_curves(const std::vector<RunData>& runs, const Summary& summary) {
+  Chart chart{.description = "Validation perplexity against tokens",
+              .height = kHeight,
+              .x = token_axis(summary),
+              .y = {.title = "", .kind = Scale::Kind::log10}};
+  chart.x.range.high *= 1.02;  // room for the last marker
+  Range part_of_set = kEmptyRange;
+  std::set<int64_t> lengths;
+  for (size_t i = 0; i < runs.size(); ++i) {
+    const EvalRow* row = headline(summary.runs[i]);
+    if (!row) continue;
+    lengths.insert(row->length);
+    add_validation_curve(chart, runs[i], summary, i, row->length, part_of_set);
+  }
+  std::string contexts;
+  for (int64_t length : lengths)
+    contexts += (contexts.empty() ? "" : ", ") + format_context(static_cast<double>(length));
+  chart.y.title = "validation perplexity, context " + contexts + " (log scale)";
+  chart.y.format = [](double value, double) { return format_short(value); };
+  std::string caption = "Validation perplexity during training. ";
+  if (part_of_set.valid())
+    caption += "Hollow: the first " + format_exact(static_cast<int64_t>(part_of_set.high)) +
+               " targets; filled: ";
+  caption += part_of_set.valid() ? "the most targets any evaluation of the run covered, "
+                                 : "Bars: 95 % interval over documents, where known; ";
+  if (part_of_set.valid()) caption += "with its 95 % interval over documents, where known; ";
+  caption += "the counts are in the table below.";
+  return {render_chart(chart), caption};
+}
+
+Figure by_context(const Summary& summary) {
+  Chart chart{.description = "Perplexity by context length",
+              .height = kHeight,
+              .x = {.title = "context length, tokens (log scale)",
+                    .kind = Scale::Kind::log2,
+                    .format = [](double value, double) { return format_context(value); }},
+              .y = {.title = "validation perplexity"}};
+  std::set<int64_t> lengths, trained;
+  for (size_t i = 0; i < summary.runs.size(); ++i) {
+    const RunSummary& run = summary.runs[i];
+    Series series{
+        .style = style_of(summary, i), .hint = run.label, .look = Series::Look::line_and_markers};
+    for (const EvalRow& row : run.final) {
+      lengths.insert(row.length);
+      series.points.push_back({static_cast<double>(row.length), std::exp(row.loss)});
+      series.whiskers.push_back(perplexity_interval(row));
+    }
+    if (run.final.empty()) continue;
+    if (run.trained_length > 0) trained.insert(run.trained_length);
+    series.label = end_label(summary, i, 1, [](const RunSummary& r) {
+      return r.final.empty() ? std::nan("") : std::exp(r.final.back().loss);
+    });
+    chart.series.push_back(std::move(series));
+  }
+  if (lengths.size() < 2) return {};
+  for (int64_t length : lengths) chart.x.ticks.push_back(static_cast<double>(length));
+  for (int64_t length : trained)
+    chart.references.push_back(
+        {static_cast<double>(length), "trained at " + format_context(static_cast<double>(length))});
+  return {render_chart(chart),
+          "Perplexity by context length: every window starts from the empty state, every target "
+          "counts once. Bars: 95 % interval over documents. The dotted line marks the length the "
+          "models were trained with."};
+}
+
+Figure optimizer_figure(const std::vector<RunData>& runs, const Summary& summary, Field field,
+                        Axis y, const std::string& caption) {
+  Chart chart{
+      .description = caption, .height = kSmallHeight, .x = token_axis(summary), .y = std::move(y)};
+  for (size_t i = 0; i < runs.size(); ++i)
+    chart.series.push_back({.style = style_of(summary, i),
+                            .points = curve(runs[i], field),
+                            .label = end_label(summary, i, -1)});
+  return {render_chart(chart), caption};
+}
+
+bool has_training(const std::vector<RunData>& runs) {
+  return std::any_of(runs.begin(), runs.end(), [](const RunData& r) { return !r.train.empty(); });
+}
+
+}  // namespace
+
+std::vector<Figure> training_figures(const std::vector<RunData>& runs, const Summary& summary) {
+  if (!has_training(runs)) return {};
+  const std::vector<Smoothed> losses = smooth_losses(runs);
+  return {whole_loss(runs, losses, summary), second_half(losses, summary)};
+}
+
+std::vector<Figure> validation_figures(const std::vector<RunData>& runs, const Summary& summary) {
+  const bool any = std::any_of(summary.runs.begin(), summary.runs.end(),
+                               [](const RunSummary& run) { return headline(run) != nullptr; });
+  if (!any) return {};
+  std::vector<Figure> figures = {validation_curves(runs, summary)};
+  if (Figure contexts = by_context(summary); !contexts.svg.empty()) figures.push_back(contexts);
+  return figures;
+}
+
+std::vector<Figure> optimizer_figures(const std::vector<RunData>& runs, const Summary& summary) {
+  if (!has_training(runs)) return {};
+  const Axis rate{.title = "learning rate",
+                  .format = [](double value, double) { return format_scientific(value); }};
+  const Axis norm{.title = "gradient norm (log scale)",
+                  .kind = Scale::Kind::log10,
+                  .format = [](double value, double) { return format_short(value); }};
+  return {
+      optimizer_figure(runs, summary, &TrainRow::lr, rate, "Learning rate of each logged step."),
+      optimizer_figure(runs, summary, &TrainRow::grad_norm, norm,
+                       "L2 norm of the whole gradient before clipping, at each logged step.")};
+}
+
+}  // namespace kla::report
