@@ -50,7 +50,7 @@ struct MixerDraw {
   DecayGate decay = DecayGate::dual_mamba;
   SeqFactor factor = SeqFactor::none;
   double key_scale = 1.5;
-  bool strong = false;   // log-decay down to about -20 a token
+  bool strong = false;   // log-decay of some tokens down to about -20
   bool carried = false;  // state, convolution tail and position from before
 };
 
@@ -65,7 +65,8 @@ inline MixerCase draw_mixer(const DeltaShape& s, const MixerDraw& draw) {
   const double keys = small_keys ? 0.8 / std::sqrt(static_cast<double>(s.K)) : draw.key_scale;
   for (const char* name : {"q", "k"}) add(name, M * HK, -keys, keys);
   for (const char* name : {"v", "gate", "dy"}) add(name, M * HV, -1.5, 1.5);
-  for (const char* name : {"a", "b"}) add(name, M * s.H, -2, 2);
+  add("a", M * s.H, draw.strong ? -14 : -2, draw.strong ? 3 : 2);
+  add("b", M * s.H, -2, 2);
   for (const char* name : {"q_conv", "k_conv"}) add(name, HK * 4, -1, 1);
   add("v_conv", HV * 4, -1, 1);
   add("b_bias", s.H, -1, 1);
