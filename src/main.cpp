@@ -24,7 +24,6 @@ constexpr Command kCommands[] = {
     {"report", "one HTML page about one or more runs", kla::report_command},
     {"data", "prepare a corpus: text -> tokenizer -> token shards", kla::data_command},
     {"config", "check, show and explain configs", kla::config_command},
-    {"bench", "speed of every op and of the whole step", kla::bench_command},
 };
 
 void print_usage(std::FILE* out) {

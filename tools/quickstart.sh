@@ -3,12 +3,12 @@
 # GDN, writes runs/quickstart/report.html. Every step continues or is skipped when it was done before.
 set -euo pipefail
 kla=$1
-corpus=data/quickstart/corpus
+corpus=data/corpus/gcide
 
 if [[ ! -e $corpus/gcide.jsonl ]]; then
   echo "== corpus: Webster's dictionary (Debian package dict-gcide)"
-  mkdir -p data/quickstart
-  temporary=$(mktemp -d data/quickstart/fetch.XXXXXX)
+  mkdir -p data/corpus
+  temporary=$(mktemp -d data/corpus/fetch.XXXXXX)
   trap 'rm -rf "$temporary"' EXIT
   (cd "$temporary" && apt-get download -qq dict-gcide && dpkg-deb -x dict-gcide_*.deb unpacked)
   mkdir -p "$corpus"

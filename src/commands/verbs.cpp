@@ -1,11 +1,9 @@
 // Argument parsing of the commands whose work is a function of its own: data, config, report,
 // bench.
 #include "commands/arguments.h"
-#include "commands/bench_command.h"
 #include "commands/commands.h"
 #include "commands/config_command.h"
 #include "commands/data_command.h"
-#include "commands/report_command.h"
 #include "commands/setup.h"
 
 namespace kla {

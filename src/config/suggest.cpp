@@ -99,7 +99,9 @@ std::vector<std::string> best_of(const std::vector<Candidate>& candidates) {
   for (const Candidate& candidate : candidates) {
     if (candidate.score < score) best.clear();
     score = std::min(score, candidate.score);
-    if (candidate.score == score) best.push_back(candidate.path);
+    if (candidate.score == score &&
+        std::find(best.begin(), best.end(), candidate.path) == best.end())
+      best.push_back(candidate.path);
   }
   if (best.size() > 3) best.resize(3);
   return best;
@@ -137,11 +139,14 @@ std::vector<std::string> nearest(std::string_view word,
 std::vector<std::string> suggest_keys(const Schema& schema, const std::string& section,
                                       const std::string& name) {
   if (name.size() > kLongestKey) return {};
-  for (const auto& [word, path] : kSynonyms)
-    if (word == name && (schema.find(std::string(path)) || schema.is_section(std::string(path))))
-      return {std::string(path)};
-
   std::vector<Candidate> candidates;
+  for (const auto& [word, path] : kSynonyms) {
+    const std::string target(path);
+    if (!schema.find(target) && !schema.is_section(target)) continue;
+    if (word == name) return {target};
+    const size_t distance = edit_distance(name, word);
+    if (distance <= reach(name, 1)) candidates.push_back({distance + 1, target});
+  }
   for (const std::string& sibling : schema.names_below(section)) {
     const size_t distance = part_of(name, sibling) ? 1 : edit_distance(name, sibling);
     if (distance < std::max<size_t>(sibling.size(), 2) && distance <= reach(name, 2))

@@ -179,8 +179,10 @@ std::string spell_one(uint64_t value) {
   return std::to_string(value);
 }
 std::string spell_one(double value) {
-  char text[40];
-  return {text, std::to_chars(text, text + sizeof(text), value).ptr};  // shortest that reads back
+  char buffer[40];
+  std::string text(buffer, std::to_chars(buffer, buffer + sizeof(buffer), value).ptr);
+  const size_t zero = text.find("e-0");  // 1e-04, the shortest that reads back, as 1e-4
+  return zero == std::string::npos ? text : text.erase(zero + 2, 1);
 }
 std::string spell_one(const std::string& value) {
   const auto plain = [](char c) {

@@ -36,6 +36,7 @@ class TreeBuilder final : public YAML::EventHandler {
   explicit TreeBuilder(const SourceText& source) : source_(source) {}
 
   YamlNode take() { return std::move(root_); }
+  const YamlNode* innermost_open() const { return stack_.empty() ? nullptr : &stack_.back().node; }
 
   void OnDocumentStart(const YAML::Mark& mark) override {
     if (started_)
@@ -163,31 +164,36 @@ void refuse_unclean(const SourceText& source) {
                 "a control character or invalid UTF-8", "save the file as UTF-8 text"};
 }
 
-// yaml-cpp's own messages, with what usually stands behind them.
-std::string remedy_for(const std::string& message, std::string_view line) {
-  if (line.substr(0, line.find_first_not_of(" \t")).find('\t') != std::string_view::npos)
-    return "indent with spaces, not tabs";
-  if (message.find("map value") != std::string::npos)
-    return "text that contains ': ' needs quotes; otherwise check the indentation";
-  if (message.find("flow") != std::string::npos) return "a '[' or '{' is not closed";
-  return "check the indentation, quotes and brackets here and on the line before";
+// yaml-cpp's own message, at the place that needs a change, with what usually stands behind it.
+Refusal translate(const YAML::Exception& e, const SourceText& source, const YamlNode* open) {
+  const int number = std::max(e.mark.line, 0) + 1;
+  const std::string message = "not valid YAML: " + e.msg;
+  const std::string_view line = source.line(number);
+  const size_t tab = line.substr(0, line.find_first_not_of(" \t")).find('\t');
+  if (tab != std::string_view::npos)
+    return {number, tab, 1, message, "indent with spaces, not tabs"};
+  if (open && e.msg.find("flow") != std::string::npos)
+    return {open->line, open->byte, 1, message,
+            "this bracket is not closed, or text in it needs quotes"};
+  const bool colon = e.msg.find("map value") != std::string::npos;
+  return {number, byte_of(source, e.mark), 1, message,
+          colon ? "text that contains ': ' needs quotes; otherwise check the indentation"
+                : "check the indentation, quotes and brackets here and on the line before"};
 }
 
 YamlNode parse(const SourceText& source) {
   refuse_unclean(source);
   std::istringstream stream(source.text().substr(source.value_at()));
+  TreeBuilder tree(source);
   try {
     YAML::Parser parser(stream);
-    TreeBuilder tree(source);
     if (!parser.HandleNextDocument(tree)) return {};
     // A second call on the same builder refuses a second document. Asking for more than one more
     // is not safe: on some malformed text the parser never comes to an end.
     parser.HandleNextDocument(tree);
     return tree.take();
   } catch (const YAML::Exception& e) {
-    const int line = std::max(e.mark.line, 0) + 1;
-    throw Refusal{line, byte_of(source, e.mark), 1, "not valid YAML: " + e.msg,
-                  remedy_for(e.msg, source.line(line))};
+    throw translate(e, source, tree.innermost_open());
   }
 }
 

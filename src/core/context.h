@@ -16,6 +16,8 @@ enum class Device : uint8_t { reference, cpu, cuda, simt };
 inline constexpr int kDevices = 4;
 const char* name_of(Device device);
 
+struct OpObserver;  // core/op.h
+
 struct Context {
   Device device = Device::cpu;
   DType compute = DType::f32;  // activations and saved states
@@ -23,7 +25,8 @@ struct Context {
       DType::f32;  // residual stream, gates, statistics, carried states, master weights
   ThreadPool* pool = nullptr;
   Arena* scratch = nullptr;  // an op takes what it needs here and gives it back before it returns
-  bool dry_run = false;      // plan memory: everything runs except the tasks
+  OpObserver* observer = nullptr;  // optional: sees every op called
+  bool dry_run = false;            // plan memory: everything runs except the tasks
 
   // The one way an op does work. In a dry run nothing is called, so an op may touch memory only in
   // here.

@@ -21,6 +21,13 @@ int open_or_throw(const std::string& path, int flags, const char* purpose) {
   return fd;
 }
 
+void sync_or_throw(int fd, const std::string& path) {
+  int result;
+  do result = ::fsync(fd);
+  while (result != 0 && errno == EINTR);
+  if (result != 0) throw_errno("cannot write '" + path + "' to disk");
+}
+
 }  // namespace
 
 File File::open_read(const std::string& path) {
@@ -89,7 +96,7 @@ void File::truncate(int64_t bytes) {
 }
 
 void File::sync() {
-  if (::fsync(descriptor_) != 0) throw_errno("cannot write '" + path_ + "' to disk");
+  sync_or_throw(descriptor_, path_);
 }
 
 void File::close() {
@@ -130,15 +137,8 @@ void write_file_atomic(const std::string& path, std::string_view content) {
 }
 
 void sync_directory(const std::string& path) {
-  const std::string name = path.empty() ? "." : path;
-  const int fd = open_or_throw(name, O_RDONLY | O_DIRECTORY, "open");
-  const int result = ::fsync(fd);
-  const int error = errno;
-  ::close(fd);
-  if (result != 0) {
-    errno = error;
-    throw_errno("cannot write '" + name + "' to disk");
-  }
+  File directory = File::open_read(path.empty() ? "." : path);
+  directory.sync();
 }
 
 void make_directories(const std::string& path) {

@@ -26,6 +26,15 @@ class OpBase {
   const char* name_;
 };
 
+// Sees every call of an op and its arguments: `kla bench` times the ops of a real training step so.
+struct OpObserver {
+  virtual void begin(const OpBase&, const void* args) = 0;
+  virtual void end() = 0;
+
+ protected:
+  ~OpObserver() = default;
+};
+
 template <class Args>
 class Op final : public OpBase {
  public:
@@ -35,7 +44,9 @@ class Op final : public OpBase {
   void operator()(Context& context, const Args& args) const {
     const Function function = slots_[static_cast<size_t>(context.device)];
     if (!function) missing(context.device);
+    if (context.observer) context.observer->begin(*this, &args);
     function(context, args);
+    if (context.observer) context.observer->end();
   }
   bool has(Device device) const override { return slots_[static_cast<size_t>(device)] != nullptr; }
   bool set(Device device, Function function) {

@@ -73,6 +73,27 @@ std::unordered_map<std::string, std::string> trainer_flags(const TokenizerConfig
           {"minloglevel", "2"}};
 }
 
+// The number behind `mark` in a message of the trainer, empty if there is none.
+std::string number_behind(const std::string& message, const std::string& mark) {
+  const size_t at = message.find(mark);
+  if (at == std::string::npos) return "";
+  const size_t first = at + mark.size();
+  return message.substr(first, message.find_first_not_of("0123456789", first) - first);
+}
+
+// The trainer speaks of its own flags and source lines; say the same in ours.
+[[noreturn]] void refuse_vocabulary(const std::string& wanted, const std::string& message) {
+  const std::string most = number_behind(message, "set it to a value <= ");
+  if (!most.empty())
+    throw Error(Exit::usage, wanted + " is more than this text has pieces for",
+                "set it to at most " + most + ", or give more text");
+  const std::string least = number_behind(message, " vs ");
+  if (!least.empty())
+    throw Error(Exit::usage, wanted + " is too small for the characters of this text",
+                "set it to at least " + least + ", or lower tokenizer.character_coverage");
+  throw Error(Exit::data, wanted + ": the tokenizer cannot be trained: " + message);
+}
+
 }  // namespace
 
 std::string train_tokenizer(const TokenizerConfig& settings,
@@ -87,8 +108,7 @@ std::string train_tokenizer(const TokenizerConfig& settings,
   std::string model;
   const auto status =
       sentencepiece::SentencePieceTrainer::Train(trainer_flags(settings), &sentences, &model);
-  if (!status.ok())
-    throw Error(Exit::usage, wanted + " does not fit this text: " + status.ToString());
+  if (!status.ok()) refuse_vocabulary(wanted, status.ToString());
   return model;
 }
 

@@ -4,9 +4,10 @@
 //     model.safetensors  optim.rank0000.safetensors  state.json  manifest.json
 //   checkpoints/step-00001000/           rename + fsync of the parent: the commit point
 //   checkpoints/latest                   a hint for people; loading looks at the directories
+//   checkpoints/.trash-step-00000500/    one that is being removed
 //
-// The manifest holds size and XXH3-128 of every file. Loading verifies all of it and falls back to
-// the checkpoint before, naming the fault.
+// The manifest holds size and XXH3-128 of every file, and of itself. Loading verifies all of it and
+// falls back to the checkpoint before, naming the fault.
 #pragma once
 
 #include <cstdint>
@@ -62,12 +63,11 @@ class CheckpointStore {
   // The newest one that is intact; warns about every newer one that is not. Nothing if there is
   // none.
   std::optional<Checkpoint> newest_valid() const;
-  std::optional<Checkpoint> find(
-      const std::string& name) const;  // verified; Error{data} if damaged
-  bool ever_held_one() const;          // a mount that is missing looks empty; a marker file tells
+  std::optional<Checkpoint> find(const std::string& name) const;  // Error{data} if it is damaged
+  bool ever_held_one() const;  // "latest" or a checkpoint is there
 
-  // Error{io}: nothing was changed but leftovers. `tokens_before`, the tokens of the step before,
-  // decide with keep_every_tokens which checkpoints stay for good.
+  // Error{io}: this checkpoint was not saved, the others are untouched. Removes what `keep` does
+  // not hold, and any checkpoint of a later step: it was damaged when the run continued before it.
   void save(const std::vector<NamedView>& model, const std::vector<NamedView>& optimizer,
             const TrainState& state, const CheckpointConfig& keep) const;
 
@@ -79,7 +79,9 @@ class CheckpointStore {
 
  private:
   void remove(const Checkpoint&) const;
-  void retain(const CheckpointConfig& keep) const;
+  void retain(const CheckpointConfig& keep, int64_t saved_step) const;
+  static void write_files(const std::string& folder, const std::vector<NamedView>& model,
+                          const std::vector<NamedView>& optimizer, const TrainState& state);
 
   std::string directory_;
 };

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <sstream>
 
 #include "core/error.h"
@@ -35,20 +36,27 @@ Json to_json(const EvalRow& r) {
               {"ppl", number(std::exp(r.loss))},
               {"n_tokens", r.n_tokens}};
   if (!std::isnan(r.loss_low)) {
-    row["loss_low"] = r.loss_low;
-    row["loss_high"] = r.loss_high;
+    row["loss_low"] = number(r.loss_low);
+    row["loss_high"] = number(r.loss_high);
   }
   if (r.n_bytes > 0) {
     row["n_bytes"] = r.n_bytes;
     row["bpb"] = number(r.loss * static_cast<double>(r.n_tokens) /
                         (static_cast<double>(r.n_bytes) * std::log(2.0)));
   }
-  row["seconds"] = r.seconds;
+  row["seconds"] = number(r.seconds);
   return row;
 }
 
-// Keeps the rows of steps up to `step`; the others go to superseded.jsonl, a torn last line
-// nowhere.
+// The step of a line, or nothing if it is not a row.
+std::optional<int64_t> step_of(const std::string& line) {
+  const Json row = Json::parse(line, nullptr, false);
+  if (!row.is_object() || !row.contains("step") || !row["step"].is_number_integer())
+    return std::nullopt;
+  return row["step"].get<int64_t>();
+}
+
+// Keeps the rows of steps up to `step`; the others go to superseded.jsonl, a torn line nowhere.
 void cut(const std::string& directory, const std::string& name, int64_t step) {
   const std::string path = directory + "/" + name;
   if (!file_exists(path)) return;
@@ -57,9 +65,7 @@ void cut(const std::string& directory, const std::string& name, int64_t step) {
   size_t begin = 0;
   for (size_t end; (end = content.find('\n', begin)) != std::string::npos; begin = end + 1) {
     const std::string line = content.substr(begin, end - begin + 1);
-    const Json row = Json::parse(line, nullptr, false);
-    if (row.is_discarded()) continue;
-    (row.value("step", int64_t{0}) <= step ? kept : superseded) += line;
+    if (const auto row_step = step_of(line)) (*row_step <= step ? kept : superseded) += line;
   }
   if (kept == content) return;
   if (!superseded.empty()) {
@@ -76,7 +82,7 @@ std::string csv_line(const Json& row) {
   const char* separator = "";
   for (const char* key :
        {"step", "tokens", "time", "loss", "grad_norm", "lr", "tok_s", "step_s", "skipped"}) {
-    const Json& value = row.at(key);
+    const Json value = row.value(key, Json(""));
     line << separator << (value.is_string() ? value.get<std::string>() : value.dump());
     separator = ",";
   }
@@ -90,13 +96,13 @@ void rebuild_csv(const std::string& directory) {
   std::istringstream lines(file_exists(source) ? read_file(source) : "");
   for (std::string line; std::getline(lines, line);) {
     const Json row = Json::parse(line, nullptr, false);
-    if (!row.is_discarded() && row.value("t", "") == "train") csv += csv_line(row);
+    if (row.is_object() && row.value("t", Json()) == "train") csv += csv_line(row);
   }
   write_file_atomic(directory + "/train.csv", csv);
 }
 
 void append(File& file, const Json& row) {
-  file.write(row.dump() + "\n");
+  file.write(row.dump(-1, ' ', true, Json::error_handler_t::replace) + "\n");
 }
 
 }  // namespace
@@ -116,9 +122,9 @@ MetricsWriter::MetricsWriter(const std::string& run_directory, int64_t step, boo
 
 void MetricsWriter::write(const TrainRow& r) {
   const Json row = {
-      {"t", "train"},        {"step", r.step},         {"tokens", r.tokens},
-      {"time", now()},       {"loss", number(r.loss)}, {"grad_norm", number(r.grad_norm)},
-      {"lr", r.lr},          {"tok_s", r.tok_s},       {"step_s", r.step_s},
+      {"t", "train"},        {"step", r.step},           {"tokens", r.tokens},
+      {"time", now()},       {"loss", number(r.loss)},   {"grad_norm", number(r.grad_norm)},
+      {"lr", number(r.lr)},  {"tok_s", number(r.tok_s)}, {"step_s", number(r.step_s)},
       {"skipped", r.skipped}};
   append(train_, row);
   if (csv_) csv_file_.write(csv_line(row));
@@ -134,8 +140,16 @@ void MetricsWriter::write(const EventRow& r) {
       {{"t", "event"}, {"step", r.step}, {"time", now()}, {"what", r.what}, {"detail", r.detail}});
 }
 
+void MetricsWriter::sync() {
+  train_.sync();
+  eval_.sync();
+}
+
 void append_eval_row(const std::string& run_directory, const EvalRow& row) {
   File file = File::append(run_directory + "/metrics/eval.jsonl");
+  char last = '\n';
+  if (const int64_t size = file.size(); size > 0) file.read_at(&last, 1, size - 1);
+  if (last != '\n') file.write("\n");  // the torn line stays alone
   append(file, to_json(row));
 }
 

@@ -45,6 +45,7 @@ class MetricsWriter {
   void write(const TrainRow&);
   void write(const EvalRow&);
   void write(const EventRow&);
+  void sync();  // before a checkpoint: the rows up to its step must outlive a power loss too
 
  private:
   std::string directory_;

@@ -8,6 +8,7 @@
 
 #include "core/error.h"
 #include "core/hash.h"
+#include "core/log.h"
 
 namespace kla {
 namespace {
@@ -24,6 +25,11 @@ const std::map<DType, std::string> kTypeNames = {{DType::f64, "F64"},   {DType::
 
 std::vector<int64_t> shape_of(const View& view) {
   return {view.shape.begin(), view.shape.begin() + view.rank};
+}
+
+// Foreign text in a message: short, and unable to move the cursor.
+std::string excerpt(const std::string& text) {
+  return "'" + log::printable(text.substr(0, 32)) + "'";
 }
 
 // A SAX reader of the header: it sees duplicate keys, which a DOM would hide, and stops at depth 4.
@@ -49,24 +55,22 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
 
   bool key(std::string& text) override {
     if (depth_ == 1) {
+      if (text.size() > kMaxName || text.empty()) return fail("a name that is empty or too long");
+      if (log::printable(text) != text) return fail("a name with control characters");
       if (!seen_.insert(text).second) return fail("the name '" + text + "' twice");
       if (seen_.size() > kMaxTensors) return fail("more than a million tensors");
-      if (text.size() > kMaxName || text.empty()) return fail("a name that is empty or too long");
-      for (char c : text)
-        if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F)
-          return fail("a name with control characters");
       name_ = text;
       return true;
     }
     field_ = text;
     if (in_metadata()) {
-      return metadata_.count(text) ? fail("the metadata key '" + text + "' twice") : true;
+      return metadata_.count(text) ? fail("the metadata key " + excerpt(text) + " twice") : true;
     }
     const unsigned bit = text == "dtype"          ? 1u
                          : text == "shape"        ? 2u
                          : text == "data_offsets" ? 4u
                                                   : 0u;
-    if (bit == 0) return fail("the unknown field '" + text + "'");
+    if (bit == 0) return fail("the unknown field " + excerpt(text));
     if (fields_ & bit) return fail("the field '" + text + "' twice");
     fields_ |= bit;
     return true;
@@ -116,7 +120,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
       entry_.dtype = type;
       return true;
     }
-    return fail("the unknown type '" + value.substr(0, 16) + "'");
+    return fail("the unknown type " + excerpt(value));
   }
 
   bool null() override { return fail("null"); }
@@ -256,6 +260,7 @@ void SafetensorsFile::read_all(const std::vector<NamedView>& tensors) const {
                 "use the config of the run that wrote it");
   };
   for (const NamedView& wanted : tensors) {
+    KLA_CHECK(wanted.view.dense(), wanted.name);
     const auto found = tensors_.find(wanted.name);
     if (found == tensors_.end()) refuse("tensor '" + wanted.name + "' is missing");
     if (found->second.dtype != wanted.view.dtype || found->second.shape != shape_of(wanted.view))

@@ -18,9 +18,8 @@ std::string gzip(const std::string& text) {
   z.next_out = reinterpret_cast<Bytef*>(out.data());
   z.avail_out = static_cast<uInt>(out.size());
   EXPECT_EQ(deflate(&z, Z_FINISH), Z_STREAM_END);
-  out.resize(out.size() - z.avail_out);
   deflateEnd(&z);
-  return out;
+  return out.substr(0, z.total_out);
 }
 
 std::string zstd(const std::string& text, int window_log = 0) {

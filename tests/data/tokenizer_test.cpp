@@ -113,9 +113,9 @@ TEST_F(TokenizerTest, VocabularyThatDoesNotFitIsReadable) {
       return !std::exchange(given, true);
     });
   };
-  EXPECT_MENTIONS(error_of(Exit::usage, [&] { train(20000); }), "vocab_size = 20000");
+  EXPECT_MENTIONS(error_of(Exit::usage, [&] { train(20000); }), "is more than this text has");
   EXPECT_MENTIONS(error_of(Exit::usage, [&] { train(100); }), "vocab_size = 100");
-  EXPECT_MENTIONS(error_of(Exit::usage, [&] { train(262); }), "vocab_size = 262");
+  EXPECT_MENTIONS(error_of(Exit::usage, [&] { train(262); }), "is too small for the characters");
 }
 
 TEST_F(TokenizerTest, LongLinesTrain) {

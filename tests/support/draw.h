@@ -8,10 +8,6 @@
 
 namespace kla::testing {
 
-inline double to_f32(double x) {
-  return static_cast<double>(static_cast<float>(x));
-}
-
 inline Values rounded(Values values) {
   for (double& x : values) x = to_f32(x);
   return values;

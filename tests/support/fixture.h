@@ -32,6 +32,10 @@ class FixtureStream {
   uint64_t key_ = 0xCBF29CE484222325u;
 };
 
+inline double to_f32(double x) {
+  return static_cast<double>(static_cast<float>(x));
+}
+
 // Root mean square of x - reference over that of the reference (of x - reference alone if the
 // reference is zero). A NaN or infinity anywhere gives NaN or infinity, which passes no bound.
 inline double relative_rms(const std::vector<double>& x, const std::vector<double>& reference) {
@@ -109,6 +113,7 @@ inline FixtureTensor draw_input(const std::string& stream, const std::string& ki
       KLA_CHECK(kind == "rows", kind);
       x = (2 * u - 1) * std::pow(10.0, low + (high - low) * row_number(i / shape.back() / 8));
     }
+    x = to_f32(x);
   }
   return {std::move(shape), std::move(values)};
 }

@@ -47,7 +47,8 @@ class Fixture:
 
     def draw(self, name, shape, kind, low, high):
         """uniform: in [low, high). integers: in [low, high). rows: uniform in [-1, 1) times
-        10^e, e uniform in [low, high) and common to 8 rows (all but the last dimension)."""
+        10^e, e uniform in [low, high) and common to 8 rows (all but the last dimension).
+        All are rounded to f32, so that an f32 device can be given exactly these numbers."""
         size = int(np.prod(shape))
         x = stream(f"{self.name}/{name}", size)
         if kind == "uniform":
@@ -60,6 +61,7 @@ class Fixture:
             x = (2 * x - 1) * 10.0 ** exponent[row]
         else:
             raise ValueError(kind)
+        x = x.astype(np.float32).astype(np.float64)
         self.recipes.append((name, shape, kind, low, high))
         tensor = torch.tensor(x.reshape(shape), dtype=torch.float64)
         if kind != "integers":

@@ -1,0 +1,111 @@
+#include "kernels/cpu/sgemm_rate.h"
+
+#include <dnnl.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <thread>
+
+#include "kernels/cpu/blocks.h"
+#include "kernels/cpu/panel_gemm.h"
+
+namespace kla::cpu {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// Floats of a, b and c.
+struct Sizes {
+  int64_t a = 0, b = 0, c = 0;
+  explicit Sizes(const std::vector<Product>& products) {
+    for (const Product& p : products) {
+      a = std::max(a, p.m * p.k);
+      b = std::max(b, p.k * p.n);
+      c = std::max(c, p.m * p.n);
+    }
+  }
+  int64_t bytes() const { return (a + b + c) * 4 + 3 * Arena::kAlignment; }
+};
+
+Form form_of(const Product& p) {
+  switch (p.form) {
+    case Product::Form::forward:
+      return Form::transposed_b;
+    case Product::Form::input:
+      return Form::plain;
+    case Product::Form::weight:
+      return Form::transposed_a;
+  }
+  return Form::plain;
+}
+
+PanelGemm operands_of(const SgemmOperands& o, const Product& p) {
+  const Form form = form_of(p);
+  const bool adds = form == Form::transposed_a;
+  PanelGemm g{.form = form,
+              .m = p.m,
+              .n = p.n,
+              .k = p.k,
+              .a = {o.a.as<float>(), adds ? p.m : p.k},
+              .b = {o.b.as<float>(), form == Form::transposed_b ? p.k : p.n},
+              .c = {o.c.as<float>(), p.n}};
+  if (adds) g.added = g.c;
+  return g;
+}
+
+}  // namespace
+
+SgemmOperands::SgemmOperands(Context& context, const std::vector<Product>& products)
+    : memory("sgemm", Sizes(products).bytes()) {
+  const Sizes sizes(products);
+  a = memory.allocate(DType::f32, {sizes.a});
+  b = memory.allocate(DType::f32, {sizes.b});
+  c = memory.allocate(DType::f32, {sizes.c});
+  for (const View& view : {a, b, c}) {
+    const Blocks blocks{view.size(), 1 << 20};
+    context.parallel(blocks.count(), [&](int64_t task, int) {
+      float* x = view.as<float>() + blocks.first(task);
+      for (int64_t i = 0; i < blocks.length(task); ++i)
+        x[i] = static_cast<float>(i * 40503 % 65536) / 65536.0f - 0.5f;
+    });
+  }
+}
+
+double time_sgemm(const SgemmOperands& operands, const Product& p, int threads) {
+  const PanelGemm g = operands_of(operands, p);
+  omp_set_num_threads(threads);
+  const auto start = Clock::now();
+  dnnl_sgemm(g.form == Form::transposed_a ? 'T' : 'N', g.form == Form::transposed_b ? 'T' : 'N',
+             g.m, g.n, g.k, 1.0f, g.a.data, g.a.ld, g.b.data, g.b.ld, g.added.data ? 1.0f : 0.0f,
+             g.c.data, g.c.ld);
+  const double seconds = seconds_since(start);
+  omp_set_num_threads(1);
+  // OpenMP's threads spin for a while before they sleep; they must not disturb what is timed next.
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  return seconds;
+}
+
+double time_panels(Context& context, const SgemmOperands& operands, const Product& p) {
+  const auto start = Clock::now();
+  panel_gemm(context, operands_of(operands, p));
+  return seconds_since(start);
+}
+
+double copy_rate(Context& context, const View& memory) {
+  const int64_t half = memory.size() / 2;
+  const Blocks blocks{half, 1 << 16};
+  const auto start = Clock::now();
+  context.parallel(blocks.count(), [&](int64_t task, int) {
+    float* from = memory.as<float>() + blocks.first(task);
+    std::memcpy(from + half, from, static_cast<size_t>(blocks.length(task)) * sizeof(float));
+  });
+  return static_cast<double>(2 * half) * sizeof(float) / seconds_since(start);
+}
+
+}  // namespace kla::cpu
