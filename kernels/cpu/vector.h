@@ -10,7 +10,6 @@
 #include <cstdint>
 
 #include "hwy/cache_control.h"
-#include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 
 // After the parameters of a lambda: compiled for the instruction set at hand, and always inlined.
