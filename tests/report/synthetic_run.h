@@ -4,10 +4,12 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <filesystem>
 #include <sstream>
 #include <string>
 #include <vector>
 
+#include "core/error.h"
 #include "core/file.h"
 
 namespace kla::report {
@@ -122,11 +124,22 @@ inline std::string eval_rows(const SyntheticRun& run) {
   return rows;
 }
 
-// A new directory under the system's place for temporary files.
+// A new directory under the system's place for temporary files, gone when the process ends.
 inline std::string temporary_directory() {
-  const char* base = std::getenv("TMPDIR");
-  std::string path = std::string(base ? base : "/tmp") + "/kla_report_XXXXXX";
-  return ::mkdtemp(path.data()) ? path : "";
+  struct Root {
+    std::filesystem::path path = std::filesystem::temp_directory_path() / "kla_report_XXXXXX";
+    Root() {
+      std::string name = path.string();
+      if (!::mkdtemp(name.data())) throw_errno("cannot make '" + name + "'");
+      path = name;
+    }
+    ~Root() { std::filesystem::remove_all(path); }
+  };
+  static const Root root;
+  static int count = 0;
+  const std::string path = (root.path / std::to_string(count++)).string();
+  make_directories(path);
+  return path;
 }
 
 inline std::string write_synthetic_run(const std::string& parent, const SyntheticRun& run,
