@@ -4,7 +4,6 @@
 #include "commands/commands.h"
 #include "commands/config_command.h"
 #include "commands/data_command.h"
-#include "commands/report_command.h"
 #include "commands/setup.h"
 
 namespace kla {
@@ -72,16 +71,6 @@ int config_command(const CommandLine& line) {
   arguments.positional("file", file, "YAML config", false);
   arguments.overrides(overrides);
   return arguments.parse(rest(line)) ? run_config_explain(key, file, overrides) : 0;
-}
-
-int report_command(const CommandLine& line) {
-  ReportOptions options;
-  Arguments arguments("report", "Writes one self-contained HTML page about one or more runs.",
-                      "kla report runs/quickstart/kla runs/quickstart/gdn -o report.html");
-  arguments.positionals("run", options.runs, "run directories", true);
-  arguments.option("-o,--output", options.output, "the page to write");
-  arguments.option("--csv", options.csv, "also write the table as CSV");
-  return arguments.parse(line) ? run_report(options) : 0;
 }
 
 }  // namespace kla

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <set>
 
 #include "report/scale.h"
@@ -13,7 +14,7 @@ namespace {
 
 using Field = double TrainRow::*;
 
-constexpr double kSmoothing = 0.02;  // moving average over this share of the rows
+constexpr double kSmoothing = 0.05;  // moving average over this share of the rows
 constexpr size_t kLabelLength = 18;  // characters of a run's name at the end of its line
 constexpr int kHeight = 300, kSmallHeight = 210;
 
@@ -35,8 +36,24 @@ const LineStyle& style_of(const Summary& summary, size_t run) {
   return summary.variants[summary.runs[run].variant].style;
 }
 
-std::string label_of(const Summary& summary, size_t run, double value, int decimals) {
-  return shortened(summary.runs[run].label) + " " + format_fixed(value, decimals);
+// The name at the end of a line: a variant is named once, with the number of its runs and the mean
+// of their values; `decimals` < 0 leaves the value out.
+std::string end_label(const Summary& summary, size_t run, int decimals,
+                      const std::function<double(const RunSummary&)>& value = {}) {
+  const Variant& variant = summary.variants[summary.runs[run].variant];
+  if (variant.runs.front() != run) return "";
+  std::string label = shortened(variant.name);
+  if (variant.runs.size() > 1) label += " (" + std::to_string(variant.runs.size()) + ")";
+  if (decimals < 0) return label;
+  double sum = 0;
+  for (size_t i : variant.runs) sum += value(summary.runs[i]);
+  return label + " " + format_fixed(sum / static_cast<double>(variant.runs.size()), decimals);
+}
+
+std::string note_on_means(const Summary& summary) {
+  return summary.variants.size() < summary.runs.size()
+             ? " Several seeds of a variant share its line style; the number is their mean."
+             : "";
 }
 
 Axis token_axis(const Summary& summary) {
@@ -80,22 +97,22 @@ void add_losses(Chart& chart, const std::vector<Smoothed>& losses, const Summary
   for (size_t i = 0; i < losses.size(); ++i)
     chart.series.push_back({.style = style_of(summary, i),
                             .points = losses[i].average,
-                            .label = with_value
-                                         ? label_of(summary, i, summary.runs[i].train_loss, 3)
-                                         : shortened(summary.runs[i].label)});
+                            .label = with_value ? end_label(summary, i, 3, &RunSummary::train_loss)
+                                                : end_label(summary, i, -1)});
 }
 
 Figure whole_loss(const std::vector<RunData>& runs, const std::vector<Smoothed>& losses,
                   const Summary& summary) {
-  Chart chart{.description = "Training loss against tokens",
-              .height = kHeight,
-              .x = token_axis(summary),
-              .y = {.title = "training loss, nats per token"}};
+  Chart chart{
+      .description = "Training loss against tokens",
+      .height = kHeight,
+      .x = token_axis(summary),
+      .y = {.title = "training loss, nats per token (log scale)", .kind = Scale::Kind::log10}};
   add_losses(chart, losses, summary, false);
   return {render_chart(chart),
           "Training loss. Pale: the logged values, n = " + counts(runs) +
               " a run, each the mean over all targets since the one before; line: "
-              "their moving average over 2 % of the rows."};
+              "their moving average over 5 % of the rows."};
 }
 
 Figure second_half(const std::vector<Smoothed>& losses, const Summary& summary) {
@@ -113,7 +130,8 @@ Figure second_half(const std::vector<Smoothed>& losses, const Summary& summary) 
   add_losses(chart, losses, summary, true);
   return {render_chart(chart),
           "The second half, enlarged; values beyond the frame are cut off. The number is the mean "
-          "over the last 5 % of the tokens."};
+          "over the last 5 % of the tokens." +
+              note_on_means(summary)};
 }
 
 int64_t most_targets(const RunData& run, int64_t length) {
@@ -149,7 +167,10 @@ void add_validation_curve(Chart& chart, const RunData& run, const Summary& summa
   }
   if (during.points.empty()) whole.look = Series::Look::line_and_markers;
   Series& last = whole.points.empty() ? during : whole;
-  if (!last.points.empty()) last.label = label_of(summary, i, last.points.back().y, 1);
+  last.label = end_label(summary, i, 1, [](const RunSummary& r) {
+    const EvalRow* row = headline(r);
+    return row ? std::exp(row->loss) : std::nan("");
+  });
   chart.series.push_back(std::move(during));
   chart.series.push_back(std::move(whole));
 }
@@ -159,6 +180,7 @@ Figure validation_curves(const std::vector<RunData>& runs, const Summary& summar
               .height = kHeight,
               .x = token_axis(summary),
               .y = {.title = "", .kind = Scale::Kind::log10}};
+  chart.x.range.high *= 1.02;  // room for the last marker
   Range part_of_set = kEmptyRange;
   std::set<int64_t> lengths;
   for (size_t i = 0; i < runs.size(); ++i) {
@@ -202,13 +224,16 @@ Figure by_context(const Summary& summary) {
     }
     if (run.final.empty()) continue;
     if (run.trained_length > 0) trained.insert(run.trained_length);
-    series.label = label_of(summary, i, series.points.back().y, 1);
+    series.label = end_label(summary, i, 1, [](const RunSummary& r) {
+      return r.final.empty() ? std::nan("") : std::exp(r.final.back().loss);
+    });
     chart.series.push_back(std::move(series));
   }
   if (lengths.size() < 2) return {};
   for (int64_t length : lengths) chart.x.ticks.push_back(static_cast<double>(length));
   for (int64_t length : trained)
-    chart.references.push_back({static_cast<double>(length), "trained at"});
+    chart.references.push_back(
+        {static_cast<double>(length), "trained at " + format_context(static_cast<double>(length))});
   return {render_chart(chart),
           "Perplexity by context length: every window starts from the empty state, every target "
           "counts once. Bars: 95 % interval over documents. The dotted line marks the length the "
@@ -222,7 +247,7 @@ Figure optimizer_figure(const std::vector<RunData>& runs, const Summary& summary
   for (size_t i = 0; i < runs.size(); ++i)
     chart.series.push_back({.style = style_of(summary, i),
                             .points = curve(runs[i], field),
-                            .label = shortened(summary.runs[i].label)});
+                            .label = end_label(summary, i, -1)});
   return {render_chart(chart), caption};
 }
 

@@ -7,62 +7,12 @@
 #include "report/markup.h"
 #include "report/scale.h"
 #include "report/statistics.h"
+#include "report/style.h"
 #include "report/summary.h"
 #include "version.h"
 
 namespace kla::report {
 namespace {
-
-// One quiet column; tables ruled as in print: above, below the head, below.
-constexpr const char* kStyle = R"css(
-:root { color-scheme: light; }
-body { margin: 0; background: #fff; color: #1c1c1c;
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif; }
-main { max-width: 1060px; margin: 0 auto; padding: 40px 24px 56px; }
-h1 { font-size: 27px; line-height: 1.25; font-weight: 600; margin: 0 0 4px; overflow-wrap: anywhere; }
-h2 { font-size: 18px; font-weight: 600; margin: 44px 0 10px; }
-h3 { font-size: 15px; font-weight: 600; margin: 22px 0 6px; overflow-wrap: anywhere; }
-p { margin: 8px 0; max-width: 76ch; }
-.quiet, figcaption, .notes { color: #595959; font-size: 13px; line-height: 1.45; }
-.caution { border-left: 3px solid #c9a227; padding: 2px 0 2px 14px; margin: 18px 0; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; border-top: 1.5px solid #1c1c1c; border-bottom: 1.5px solid #1c1c1c;
-  font-size: 13.5px; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 0 5px 22px; text-align: right; vertical-align: baseline; white-space: nowrap; }
-th:first-child, td:first-child { padding-left: 0; text-align: left; }
-thead th { font-weight: 600; border-bottom: 1px solid #8a8a8a; vertical-align: bottom; }
-th small { display: block; font-weight: 400; color: #595959; font-size: 12px; }
-td small { color: #595959; font-size: 12px; }
-td.text, th.text { text-align: left; }
-td.long { white-space: normal; overflow-wrap: anywhere; text-align: left; }
-tr.first td { border-top: 1px solid #dcdcdc; }
-code, pre, td.code, .record { font-family: ui-monospace, "SF Mono", Menlo, Consolas,
-  "Liberation Mono", monospace; font-size: 12.5px; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 26px 28px; }
-figure { margin: 0; }
-figcaption { margin-top: 6px; }
-svg { display: block; max-width: 100%; height: auto; }
-svg.swatch { display: inline-block; vertical-align: -1px; margin-right: 8px; }
-svg text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif; fill: #1c1c1c; }
-svg text.tick { fill: #595959; font-size: 11.5px; }
-svg text.title { font-size: 12.5px; }
-svg .end { text-anchor: end; } svg .middle { text-anchor: middle; }
-svg .grid { stroke: #ececec; } svg .axis { stroke: #8a8a8a; }
-svg .reference { stroke: #8a8a8a; stroke-dasharray: 1 3; }
-svg .leader { stroke: #c4c4c4; }
-svg .curve { fill: none; stroke-width: 1.75; stroke-linejoin: round; }
-svg .pale { fill: none; stroke-width: 1; opacity: .28; stroke-linejoin: round; }
-svg .whisker { stroke-width: 1.25; }
-.record { display: grid; grid-template-columns: max-content 1fr; gap: 1px 20px; margin: 6px 0; }
-.record dt { color: #595959; } .record dd { margin: 0; overflow-wrap: anywhere; }
-pre { background: #f7f7f7; padding: 12px 14px; overflow-x: auto; line-height: 1.4; }
-summary { cursor: pointer; color: #595959; font-size: 13px; }
-@media print {
-  main { max-width: none; padding: 0; } body { font-size: 10.5pt; }
-  figure, tr, .caution { break-inside: avoid; } h2, h3 { break-after: avoid; }
-  .figures { grid-template-columns: 1fr 1fr; } details { display: none; } pre { white-space: pre-wrap; }
-}
-)css";
 
 std::string head_cell(const std::string& text, const std::string& unit = "", const char* css = "") {
   const std::string small = unit.empty() ? "" : text_element("small", unit);

@@ -12,6 +12,7 @@ namespace kla::report {
 namespace {
 
 using Json = nlohmann::json;
+using OrderedJson = nlohmann::ordered_json;
 
 // A finite number, or NaN: absent fields and the strings "nan" and "inf" that JSON rows carry.
 double number(const Json& row, const char* key) {
@@ -97,18 +98,30 @@ void note_damage(RunData& run, const std::string& file, int64_t damaged) {
     run.notes.push_back(file + ": " + std::to_string(damaged) + " unreadable lines left out");
 }
 
-void flatten(const Json& value, const std::string& key, KeyValues& out) {
-  if (value.is_object()) {
-    for (const auto& [name, child] : value.items())
+std::string text_of(const OrderedJson& value) {
+  if (value.is_string()) return value.get<std::string>();
+  if (!value.is_structured()) return value.dump();
+  std::string joined;
+  for (const auto& [key, child] : value.items()) {
+    if (!joined.empty()) joined += value.is_object() ? ", " : " ";
+    joined += value.is_object() ? key + " " + text_of(child) : text_of(child);
+  }
+  return joined;
+}
+
+// Objects become dotted keys, in the order of the file; an array of objects a numbered key each.
+void flatten(const OrderedJson& value, const std::string& key, KeyValues& out) {
+  const bool rows = value.is_array() && !value.empty() && value.front().is_object();
+  if (!value.is_object() && !rows) {
+    out.push_back({key, text_of(value)});
+    return;
+  }
+  size_t row = 0;
+  for (const auto& [name, child] : value.items()) {
+    if (rows)
+      out.push_back({key + "." + std::to_string(++row), text_of(child)});
+    else
       flatten(child, key.empty() ? name : key + "." + name, out);
-  } else if (value.is_array()) {
-    std::string joined;
-    for (const Json& item : value)
-      joined +=
-          (joined.empty() ? "" : " ") + (item.is_string() ? item.get<std::string>() : item.dump());
-    out.push_back({key, joined});
-  } else {
-    out.push_back({key, value.is_string() ? value.get<std::string>() : value.dump()});
   }
 }
 
@@ -116,7 +129,7 @@ KeyValues read_object(RunData& run, const std::string& file) {
   KeyValues values;
   const std::string text = read_part(run, file);
   if (text.empty()) return values;
-  const Json object = Json::parse(text, nullptr, false);
+  const OrderedJson object = OrderedJson::parse(text, nullptr, false);
   if (object.is_object())
     flatten(object, "", values);
   else

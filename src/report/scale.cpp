@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 
 namespace kla::report {
@@ -37,13 +38,15 @@ std::string print(const char* format, double value) {
   return text;
 }
 
-// The 1, 2 or 5 times a power of ten next above width / wanted.
+// The 1, 2 or 5 times a power of ten nearest to width / wanted.
 double round_step(double width, int wanted) {
   const double raw = width / std::max(wanted, 1);
   const double power = std::pow(10, std::floor(std::log10(raw)));
-  for (double factor : {1.0, 2.0, 5.0})
-    if (factor * power >= raw * 0.999) return factor * power;
-  return 10 * power;
+  const double lead = raw / power;  // 1 to 10; the bounds are geometric means of the neighbours
+  return power * (lead < std::sqrt(2.0)    ? 1
+                  : lead < std::sqrt(10.0) ? 2
+                  : lead < std::sqrt(50.0) ? 5
+                                           : 10);
 }
 
 std::vector<double> linear_ticks(Range range, int wanted) {
@@ -146,7 +149,7 @@ std::string format_short(double value) {
 std::string format_exact(int64_t value) {
   std::string text = std::to_string(value);
   const size_t sign = value < 0 ? 1 : 0;
-  for (size_t i = text.size(); i > 3 + sign; i -= 3) text.insert(i - 3, ",");
+  for (size_t i = text.size(); i > 3 + sign; i -= 3) text.insert(i - 3, 1, ',');
   return text;
 }
 

@@ -1,6 +1,7 @@
 // From data to pixels: linear and logarithmic scales, ticks at round numbers, numbers as text.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

@@ -8,16 +8,15 @@
 namespace kla::report {
 
 std::vector<Point> moving_average(const std::vector<Point>& points, double window) {
-  const double keep = std::max(0.0, 1 - 2 / (window + 1));
-  double sum = 0, weight = 0;
+  double mean = 0, seen = 0;
   std::vector<Point> average;
   average.reserve(points.size());
   for (const Point& point : points) {
     if (std::isfinite(point.y)) {
-      sum = keep * sum + (1 - keep) * point.y;
-      weight = keep * weight + (1 - keep);
+      mean += (point.y - mean) * 2 / (1 + std::min(window, 1 + seen / 10));
+      ++seen;
     }
-    average.push_back({point.x, std::isfinite(point.y) ? sum / weight : point.y});
+    average.push_back({point.x, std::isfinite(point.y) ? mean : point.y});
   }
   return average;
 }

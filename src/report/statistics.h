@@ -13,8 +13,8 @@ struct Point {
   double x = 0, y = 0;  // y NaN: a gap in the line
 };
 
-// Exponential moving average over about `window` points, started at the first value (bias
-// corrected); gaps stay gaps and do not enter.
+// Exponential moving average over about `window` points, but at first over no more than a tenth of
+// those seen, so that it does not lag behind the steep start. Gaps stay gaps and do not enter.
 std::vector<Point> moving_average(const std::vector<Point>& points, double window);
 
 // At most the lowest and the highest point of each pixel column, in their order, so that a spike of

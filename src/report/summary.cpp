@@ -74,7 +74,7 @@ std::vector<EvalRow> last_of_each(const std::vector<EvalRow>& rows, bool full, c
 RunSummary summarize_run(const RunData& run) {
   RunSummary out;
   out.label = run.name;
-  out.parameters = parse_number(value_of(run.record, "parameters"));
+  out.parameters = parse_number(value_of(run.record, "parameters.total"));
   if (!run.train.empty()) {
     out.tokens = run.train.back().tokens;
     out.steps = run.train.back().step;
@@ -89,7 +89,7 @@ RunSummary summarize_run(const RunData& run) {
   out.protocol = last_of_each(run.evals, false, [](const EvalRow& row) {
     return std::make_pair(row.protocol, row.length);
   });
-  out.git = value_of(run.record, "git");
+  out.git = value_of(run.record, "program.git");
   out.state = value_of(run.status, "state");
   return out;
 }
@@ -147,11 +147,12 @@ LineStyle take_style(const std::string& rule, std::set<size_t>& taken) {
       {"#9C755F", "9 3 2 3", Marker::diamond},  {"#17858B", "2 3", Marker::triangle},
       {"#8C564B", "", Marker::diamond},         {"#B8860B", "7 3", Marker::triangle},
       {"#D37295", "9 3 2 3", Marker::circle},   {"#1F3A5F", "2 3", Marker::square}};
-  const size_t own = rule == "kla" ? 0 : rule == "gdn" ? 1 : 2;
-  size_t pick = own;
-  while (taken.count(pick) && pick < kStyles.size()) pick = std::max<size_t>(pick + 1, 2);
-  taken.insert(pick);
-  return kStyles[pick % kStyles.size()];
+  std::vector<size_t> preferred = {2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0, 1};
+  if (rule == "kla") preferred.insert(preferred.begin(), 0);
+  if (rule == "gdn") preferred.insert(preferred.begin(), 1);
+  for (size_t pick : preferred)
+    if (taken.insert(pick).second) return kStyles[pick];
+  return kStyles[preferred.front()];
 }
 
 std::vector<Variant> group_variants(const std::vector<RunData>& runs,

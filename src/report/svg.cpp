@@ -11,6 +11,7 @@ namespace {
 constexpr double kLeft = 52, kTop = 30, kBottom = 40;  // margins, pixels
 constexpr double kLabelGap = 17;                       // between two labels at the line ends
 constexpr double kSwatch = 24;                         // length of the sample beside a label
+constexpr double kLeader = 14;                         // from the end of a line to its sample
 
 std::string number(double pixels) {
   std::string text = format_fixed(pixels, 1);
@@ -74,7 +75,7 @@ double label_width(const Chart& chart) {
                                           [](char c) { return (c & 0xC0) != 0x80; });
     longest = std::max(longest, static_cast<size_t>(characters));
   }
-  return longest == 0 ? 0 : kSwatch + 14 + 6.6 * static_cast<double>(longest);
+  return longest == 0 ? 0 : kLeader + kSwatch + 10 + 6.8 * static_cast<double>(longest);
 }
 
 Range data_range(const Chart& chart, bool of_x) {
@@ -96,7 +97,7 @@ Range data_range(const Chart& chart, bool of_x) {
 }
 
 Plot make_plot(const Chart& chart, Range x, Range y) {
-  const double left = kLeft, right = chart.width - std::max(12.0, label_width(chart));
+  const double left = kLeft, right = chart.width - std::max(16.0, label_width(chart));
   const double top = kTop, bottom = chart.height - kBottom;
   return {left,
           right,
@@ -122,13 +123,13 @@ double step_of(const std::vector<double>& ticks) {
 
 std::string draw_axes(const Chart& chart, const Plot& plot) {
   std::string out;
-  const std::vector<double> ys = ticks_of(chart.y, plot.y, plot.bottom - plot.top, 48);
+  const std::vector<double> ys = ticks_of(chart.y, plot.y, plot.bottom - plot.top, 42);
   for (double tick : ys) {
     const double y = plot.y.pixel(tick);
     out += line(plot.left, y, plot.right, y, {{"class", "grid"}});
     out += text_at(plot.left - 8, y + 4, chart.y.format(tick, step_of(ys)), "tick end");
   }
-  const std::vector<double> xs = ticks_of(chart.x, plot.x, plot.right - plot.left, 84);
+  const std::vector<double> xs = ticks_of(chart.x, plot.x, plot.right - plot.left, 72);
   for (double tick : xs) {
     const double x = plot.x.pixel(tick);
     out += line(x, plot.bottom, x, plot.bottom + 5, {{"class", "axis"}});
@@ -238,7 +239,7 @@ std::string draw_labels(const Chart& chart, const Plot& plot) {
   spread(labels, plot.top, plot.bottom + kBottom - 8);
   std::string out;
   for (const EndLabel& label : labels) {
-    const double x = plot.right + 8;
+    const double x = plot.right + kLeader;
     const LineStyle& style = label.series->style;
     out += line(plot.right, label.y, x, label.place, {{"class", "leader"}});
     Attributes ink = stroke(style);

@@ -26,12 +26,13 @@ inline ModelConfig small_config(const std::string& rule = "kla") {
 
 class ModelOnDevice {
  public:
-  ModelOnDevice(const ModelConfig& config, Device device, int64_t B, int64_t T,
+  ModelOnDevice(const ModelConfig& config, Device device, int64_t rows, int64_t tokens_a_row,
                 Recompute recompute = Recompute::none, int threads = 2)
-      : B(B), T(T), model(config, recompute), pool_(threads) {
-    context.device = device;
-    context.compute = context.accumulate = device == Device::reference ? DType::f64 : DType::f32;
-    context.pool = &pool_;
+      : B(rows),
+        T(tokens_a_row),
+        runtime(device, threads),
+        context(runtime.context),
+        model(config, recompute) {
     runtime.set_up([&] { allocate(); },
                    [&] {
                      model.forward_backward(context, activations(), weights, gradients, batch(),
