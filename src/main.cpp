@@ -23,6 +23,7 @@ constexpr Command kCommands[] = {
     {"generate", "continue a prompt with a trained model", kla::generate_command},
     {"report", "one HTML page about one or more runs", kla::report_command},
     {"data", "prepare a corpus: text -> tokenizer -> token shards", kla::data_command},
+    {"bench", "speed of the training step and of every op", kla::bench_command},
     {"config", "check, show and explain configs", kla::config_command},
 };
 

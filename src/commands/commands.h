@@ -15,5 +15,6 @@ int generate_command(const CommandLine&);
 int data_command(const CommandLine&);
 int config_command(const CommandLine&);
 int report_command(const CommandLine&);
+int bench_command(const CommandLine&);
 
 }  // namespace kla

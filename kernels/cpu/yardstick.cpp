@@ -1,4 +1,4 @@
-#include "kernels/cpu/sgemm_rate.h"
+#include "kernels/cpu/yardstick.h"
 
 #include <dnnl.h>
 #include <omp.h>
@@ -20,6 +20,8 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+constexpr int64_t kCopied = 1 << 24;  // floats: 64 MB, more than a cache holds
+
 // Floats of a, b and c.
 struct Sizes {
   int64_t a = 0, b = 0, c = 0;
@@ -30,7 +32,7 @@ struct Sizes {
       c = std::max(c, p.m * p.n);
     }
   }
-  int64_t bytes() const { return (a + b + c) * 4 + 3 * Arena::kAlignment; }
+  int64_t bytes() const { return (a + b + c + 2 * kCopied) * 4 + 5 * Arena::kAlignment; }
 };
 
 Form form_of(const Product& p) {
@@ -45,7 +47,7 @@ Form form_of(const Product& p) {
   return Form::plain;
 }
 
-PanelGemm operands_of(const SgemmOperands& o, const Product& p) {
+PanelGemm operands_of(const Yardstick& o, const Product& p) {
   const Form form = form_of(p);
   const bool adds = form == Form::transposed_a;
   PanelGemm g{.form = form,
@@ -61,13 +63,15 @@ PanelGemm operands_of(const SgemmOperands& o, const Product& p) {
 
 }  // namespace
 
-SgemmOperands::SgemmOperands(Context& context, const std::vector<Product>& products)
-    : memory("sgemm", Sizes(products).bytes()) {
+Yardstick::Yardstick(Context& context, const std::vector<Product>& products)
+    : memory("yardstick", Sizes(products).bytes()) {
   const Sizes sizes(products);
   a = memory.allocate(DType::f32, {sizes.a});
   b = memory.allocate(DType::f32, {sizes.b});
   c = memory.allocate(DType::f32, {sizes.c});
-  for (const View& view : {a, b, c}) {
+  from = memory.allocate(DType::f32, {kCopied});
+  to = memory.allocate(DType::f32, {kCopied});
+  for (const View& view : {a, b, c, from, to}) {
     const Blocks blocks{view.size(), 1 << 20};
     context.parallel(blocks.count(), [&](int64_t task, int) {
       float* x = view.as<float>() + blocks.first(task);
@@ -77,8 +81,8 @@ SgemmOperands::SgemmOperands(Context& context, const std::vector<Product>& produ
   }
 }
 
-double time_sgemm(const SgemmOperands& operands, const Product& p, int threads) {
-  const PanelGemm g = operands_of(operands, p);
+double time_sgemm(const Yardstick& yardstick, const Product& p, int threads) {
+  const PanelGemm g = operands_of(yardstick, p);
   omp_set_num_threads(threads);
   const auto start = Clock::now();
   dnnl_sgemm(g.form == Form::transposed_a ? 'T' : 'N', g.form == Form::transposed_b ? 'T' : 'N',
@@ -91,21 +95,21 @@ double time_sgemm(const SgemmOperands& operands, const Product& p, int threads) 
   return seconds;
 }
 
-double time_panels(Context& context, const SgemmOperands& operands, const Product& p) {
+double time_panels(Context& context, const Yardstick& yardstick, const Product& p) {
   const auto start = Clock::now();
-  panel_gemm(context, operands_of(operands, p));
+  panel_gemm(context, operands_of(yardstick, p));
   return seconds_since(start);
 }
 
-double copy_rate(Context& context, const View& memory) {
-  const int64_t half = memory.size() / 2;
-  const Blocks blocks{half, 1 << 16};
+double copy_rate(Context& context, const Yardstick& yardstick) {
+  const Blocks blocks{kCopied, 1 << 16};
   const auto start = Clock::now();
   context.parallel(blocks.count(), [&](int64_t task, int) {
-    float* from = memory.as<float>() + blocks.first(task);
-    std::memcpy(from + half, from, static_cast<size_t>(blocks.length(task)) * sizeof(float));
+    std::memcpy(yardstick.to.as<float>() + blocks.first(task),
+                yardstick.from.as<float>() + blocks.first(task),
+                static_cast<size_t>(blocks.length(task)) * sizeof(float));
   });
-  return static_cast<double>(2 * half) * sizeof(float) / seconds_since(start);
+  return static_cast<double>(2 * kCopied) * sizeof(float) / seconds_since(start);
 }
 
 }  // namespace kla::cpu

@@ -1,0 +1,314 @@
+#include "commands/step_bench.h"
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+
+#include "core/error.h"
+#include "core/philox.h"
+#include "kernels/cpu/yardstick.h"
+#include "model/language_model.h"
+#include "model/runtime.h"
+
+namespace kla {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kDecodeSteps = 16;  // for every repeat
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// Adds up the time of every op called, by op and shape.
+class StepProfile final : public OpObserver {
+ public:
+  void begin(const OpBase& op, const void* args) override {
+    OpCost cost = cost_of(op, args);
+    const auto [place, fresh] =
+        index_.try_emplace(std::string(op.name()) + " " + cost.shape, ops_.size());
+    current_ = place->second;
+    if (fresh) {
+      ops_.push_back({.op = op.name(), .cost = std::move(cost)});
+      step_.push_back({});
+    }
+    ++step_[current_].calls;
+    start_ = Clock::now();
+  }
+  void end() override { step_[current_].seconds += seconds_since(start_); }
+
+  void finish_step(bool timed) {
+    for (size_t i = 0; i < ops_.size(); ++i) {
+      OpTiming& op = ops_[i];
+      op.calls = step_[i].calls;
+      if (timed) {
+        op.best = op.total == 0 ? step_[i].seconds : std::min(op.best, step_[i].seconds);
+        op.total += step_[i].seconds;
+      }
+      step_[i] = {};
+    }
+  }
+  const std::vector<OpTiming>& ops() const { return ops_; }
+
+ private:
+  struct Step {
+    int64_t calls = 0;
+    double seconds = 0;
+  };
+  std::map<std::string, size_t> index_;
+  std::vector<OpTiming> ops_;
+  std::vector<Step> step_;
+  size_t current_ = 0;
+  Clock::time_point start_;
+};
+
+// A model in memory with made-up tokens.
+class BenchModel {
+ public:
+  explicit BenchModel(const BenchConfig& config)
+      : config_(config),
+        runtime_(Device::cpu, static_cast<int>(config.threads)),
+        model_(config.model),
+        segments_(model_.parameters().segments(true)) {}
+
+  Context& context() { return runtime_.context; }
+  ArenaSet& memory() { return runtime_.memory; }
+  int64_t tokens() const { return config_.batch * config_.seq_len; }
+
+  void set_up_training() {
+    runtime_.set_up([&] { allocate_training(); }, [&] { train_step(1); });
+    initialize(model_.parameters(), weights_.master, 1);
+    zero_fill(context(), m_);
+    zero_fill(context(), v_);
+    draw_tokens();
+  }
+
+  void train_step(int64_t t) {
+    Context& ctx = context();
+    zero_fill(ctx, gradients_);
+    model_.forward_backward(ctx, memory()["activations"], weights_, gradients_,
+                            {{config_.batch, config_.seq_len, {}}, tokens_, targets_},
+                            1.0 / static_cast<double>(tokens()), losses_);
+    ops::grad_norm(ctx, {.norm = norm_, .g = gradients_});
+    ops::adamw(ctx, {.w = weights_.master,
+                     .m = m_,
+                     .v = v_,
+                     .copy = {},
+                     .g = gradients_,
+                     .norm = norm_,
+                     .segments = segments_.data(),
+                     .segment_count = static_cast<int64_t>(segments_.size()),
+                     .lr = 1e-4,
+                     .max_norm = 1,
+                     .step = t});
+  }
+
+  void set_up_decoding() {
+    runtime_.set_up([&] { allocate_decoding(); },
+                    [&] {
+                      prefill(config_.seq_len);
+                      decode();
+                    });
+    initialize(model_.parameters(), weights_.master, 1);
+    LanguageModel::clear(context(), state_);
+    draw_tokens();
+  }
+
+  // Feeds `length` more tokens to every row.
+  void prefill(int64_t length) {
+    const View tokens = tokens_.reshape({1, tokens_.size()}).columns(0, config_.batch * length);
+    model_.logits_from(context(), weights_, {config_.batch, length, {}},
+                       tokens.reshape({config_.batch * length}), state_, logits_);
+  }
+  void decode() { prefill(1); }
+
+ private:
+  void allocate_training() {
+    const DType acc = context().accumulate;
+    const int64_t n = model_.parameters().flat_size();
+    weights_ = runtime_.allocate_weights(model_.parameters());
+    gradients_ = memory()["gradients"].allocate(acc, {n});
+    m_ = memory()["optimizer"].allocate(acc, {n});
+    v_ = memory()["optimizer"].allocate(acc, {n});
+    allocate_batch();
+  }
+  void allocate_decoding() {
+    weights_ = runtime_.allocate_weights(model_.parameters());
+    allocate_batch();
+    state_ = model_.allocate_state(context(), memory()["state"], config_.batch);
+    logits_ =
+        memory()["state"].allocate(context().accumulate, {config_.batch, model_.vocab_size()});
+  }
+  void allocate_batch() {
+    Arena& batch = memory()["batch"];
+    tokens_ = batch.allocate(DType::i32, {tokens()});
+    targets_ = batch.allocate(DType::i32, {tokens()});
+    losses_ = batch.allocate(context().accumulate, {tokens()});
+    norm_ = batch.allocate(DType::f64, {1});
+  }
+  void draw_tokens() {
+    const RandomStream random(1, "bench tokens");
+    const double N = static_cast<double>(model_.vocab_size());
+    for (int64_t i = 0; i < tokens(); ++i) {
+      const auto index = static_cast<uint64_t>(i);
+      tokens_.as<int32_t>()[i] = static_cast<int32_t>(random.uniform(2 * index, 0, N));
+      targets_.as<int32_t>()[i] = static_cast<int32_t>(random.uniform(2 * index + 1, 0, N));
+    }
+  }
+
+  BenchConfig config_;
+  Runtime runtime_;
+  LanguageModel model_;
+  std::vector<AdamwSegment> segments_;
+  Weights weights_;
+  View gradients_, m_, v_, tokens_, targets_, losses_, norm_, logits_;
+  RecurrentState state_;
+};
+
+// A product as it is timed: fewer tokens if an operand would take more than 256 MB.
+Product affordable(Product p) {
+  constexpr int64_t kMostFloats = 1 << 26;
+  int64_t& tokens = p.form == Product::Form::weight ? p.k : p.m;
+  while (tokens > 1 && std::max({p.m * p.k, p.k * p.n, p.m * p.n}) > kMostFloats) tokens /= 2;
+  return p;
+}
+
+// The products of a step, each shape once.
+std::vector<ProductTiming> products_of(const std::vector<OpTiming>& ops) {
+  std::map<Product, double> flops;
+  for (const OpTiming& op : ops)
+    for (const Product& p : op.cost.products)
+      flops[affordable(p)] += p.flops() * static_cast<double>(op.calls);
+  std::vector<ProductTiming> products;
+  for (const auto& [product, total] : flops) products.push_back({product, total, 0, 0});
+  return products;
+}
+
+std::vector<Product> shapes_of(const std::vector<ProductTiming>& timings) {
+  std::vector<Product> shapes;
+  for (const ProductTiming& t : timings) shapes.push_back(t.product);
+  return shapes;
+}
+
+void time_products(Context& ctx, const cpu::Yardstick& yardstick,
+                   std::vector<ProductTiming>& products) {
+  for (ProductTiming& t : products) {
+    const double flops = t.product.flops();
+    const double panels = cpu::time_panels(ctx, yardstick, t.product);
+    const double onednn = cpu::time_sgemm(yardstick, t.product, ctx.pool->threads());
+    t.panels = std::max(t.panels, flops / panels);
+    t.onednn = std::max(t.onednn, flops / onednn);
+  }
+}
+
+// FLOP/s of all products of a step at rates given one by one.
+template <class Rate>
+double overall_rate(const std::vector<ProductTiming>& products, Rate&& rate) {
+  double flops = 0, seconds = 0;
+  for (const ProductTiming& t : products) {
+    flops += t.flops;
+    seconds += t.flops / rate(t);
+  }
+  return flops / seconds;
+}
+
+}  // namespace
+
+double StepTimings::best_seconds() const {
+  return *std::min_element(seconds.begin(), seconds.end());
+}
+double StepTimings::median_seconds() const {
+  return median(seconds);
+}
+
+double StepTimings::product_flops() const {
+  double flops = 0;
+  for (const ProductTiming& t : products) flops += t.flops;
+  return flops;
+}
+
+double StepTimings::sgemm_rate() const {
+  return overall_rate(products,
+                      [](const ProductTiming& t) { return std::max(t.onednn, t.panels); });
+}
+double StepTimings::onednn_rate() const {
+  return overall_rate(products, [](const ProductTiming& t) { return t.onednn; });
+}
+double StepTimings::panel_rate() const {
+  return overall_rate(products, [](const ProductTiming& t) { return t.panels; });
+}
+
+double StepTimings::share(OpKind kind) const {
+  double sum = 0, whole = 0;
+  for (const OpTiming& op : ops)
+    if (op.cost.kind == kind) sum += op.total;
+  for (double s : seconds) whole += s;
+  return sum / whole;
+}
+
+double StepTimings::limit_seconds(const OpTiming& op) const {
+  const double calls = static_cast<double>(op.calls);
+  return calls * std::max(op.cost.flops / sgemm_rate(), op.cost.bytes / copy_rate);
+}
+
+StepTimings time_training_steps(const BenchConfig& config) {
+  BenchModel bench(config);
+  bench.set_up_training();
+  Context& ctx = bench.context();
+  StepProfile profile;
+  ctx.observer = &profile;
+  bench.train_step(1);  // not timed: it touches all memory for the first time
+  profile.finish_step(false);
+
+  StepTimings result;
+  result.threads = ctx.pool->threads();
+  result.tokens = bench.tokens();
+  result.products = products_of(profile.ops());
+  const cpu::Yardstick yardstick(ctx, shapes_of(result.products));
+  time_products(ctx, yardstick, result.products);
+  for (int64_t i = 0; i < config.repeats; ++i) {
+    const auto start = Clock::now();
+    bench.train_step(i + 2);
+    result.seconds.push_back(seconds_since(start));
+    profile.finish_step(true);
+    time_products(ctx, yardstick, result.products);
+    result.copy_rate = std::max(result.copy_rate, cpu::copy_rate(ctx, yardstick));
+  }
+  result.ops = profile.ops();
+  result.memory_bytes = bench.memory().total();
+  result.memory_as_planned = bench.memory().as_planned();
+  return result;
+}
+
+std::vector<DecodeTiming> time_decoding(const BenchConfig& config, std::vector<int64_t> positions) {
+  std::sort(positions.begin(), positions.end());
+  BenchModel bench(config);
+  bench.set_up_decoding();
+  std::vector<DecodeTiming> timings;
+  int64_t position = 0;
+  for (int64_t wanted : positions) {
+    while (position < wanted) {
+      const int64_t length = std::min(config.seq_len, wanted - position);
+      bench.prefill(length);
+      position += length;
+    }
+    bench.decode();  // not timed
+    std::vector<double> seconds;
+    for (int64_t i = 0; i < kDecodeSteps * config.repeats; ++i) {
+      const auto start = Clock::now();
+      bench.decode();
+      seconds.push_back(seconds_since(start));
+    }
+    position += 1 + kDecodeSteps * config.repeats;
+    timings.push_back({wanted, median(seconds)});
+  }
+  return timings;
+}
+
+}  // namespace kla

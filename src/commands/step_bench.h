@@ -1,0 +1,60 @@
+// Times whole training steps of a model on made-up tokens, op by op, beside the yardsticks of the
+// machine: the sgemm rate on the step's own products, and the rate of copying memory. Everything is
+// taken in turns, so that other work on the machine slows both sides alike.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "config/bench_config.h"
+#include "kernels/op_cost.h"
+
+namespace kla {
+
+// All calls of one op with one shape in a step.
+struct OpTiming {
+  std::string op;
+  OpCost cost;        // of one call
+  int64_t calls = 0;  // a step
+  double best = 0;    // seconds a step, the fastest step
+  double total = 0;   // seconds, all steps
+};
+
+struct ProductTiming {
+  Product product;    // as timed; fewer tokens than in the step if it would not fit
+  double flops = 0;   // of a step
+  double onednn = 0;  // FLOP/s of one call with oneDNN's threads, best
+  double panels = 0;  // FLOP/s of our panels, best
+};
+
+struct StepTimings {
+  int threads = 0;
+  int64_t tokens = 0;           // a step
+  std::vector<double> seconds;  // of each step
+  std::vector<OpTiming> ops;    // in the order of their first call
+  std::vector<ProductTiming> products;
+  double copy_rate = 0;  // bytes/s
+  int64_t memory_bytes = 0;
+  bool memory_as_planned = false;
+
+  double best_seconds() const;
+  double median_seconds() const;
+  double product_flops() const;  // of a step
+  double sgemm_rate() const;     // FLOP/s: each product at the better of its two rates
+  double onednn_rate() const;    // each product by one oneDNN call
+  double panel_rate() const;     // each product by our panels
+  double share(OpKind) const;    // of the time of all steps
+  double limit_seconds(const OpTiming&) const;  // a step at the yardsticks' rates
+};
+
+StepTimings time_training_steps(const BenchConfig&);
+
+// One-token steps of recurrent decoding with `batch` rows, after a context of `position` tokens.
+struct DecodeTiming {
+  int64_t position = 0;
+  double seconds = 0;  // a step, median
+};
+std::vector<DecodeTiming> time_decoding(const BenchConfig&, std::vector<int64_t> positions);
+
+}  // namespace kla
