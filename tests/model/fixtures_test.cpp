@@ -55,7 +55,8 @@ TEST_P(ModelFixtures, LossAndEveryGradient) {
     load<int32_t>(m.targets, f.input("targets").values);
     if (f.has("reset")) {
       m.use_reset = true;
-      load<uint8_t>(m.reset, f.input("reset").values);
+      const std::vector<double>& flags = f.input("reset").values;  // above zero: a document starts
+      for (size_t i = 0; i < flags.size(); ++i) m.reset.as<uint8_t>()[i] = flags[i] > 0;
     }
     const std::vector<double>& targets = f.input("targets").values;
     const auto count = static_cast<double>(
