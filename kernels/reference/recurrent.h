@@ -95,12 +95,6 @@ struct RecurrentScratch {
   T *error, *dr;     // [V]
 };
 
-template <class T>
-RecurrentScratch<T> new_recurrent_scratch(Arena& arena, int64_t tokens, int64_t K, int64_t V) {
-  return {new_matrix<T>(arena, tokens * V, K), new_matrix<T>(arena, V, K), arena.allocate<T>(V),
-          arena.allocate<T>(V)};
-}
-
 // dS [V,K] goes in as the gradient of the final and comes out as that of the initial state.
 template <class T>
 void recurrent_backward(const RecurrentHead<T>& head, const RecurrentGradients<T>& out,

@@ -1,5 +1,5 @@
-// Every small function of the reference, and every step rule, against central differences in long
-// double: an error of 1e-9 would show.
+// Every small function of the reference, the recurrent delta rule and every step rule, against
+// central differences in long double: an error of 1e-9 would show.
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -7,6 +7,7 @@
 
 #include "core/philox.h"
 #include "kernels/reference/pieces.h"
+#include "kernels/reference/recurrent.h"
 #include "kernels/step_rules.h"
 
 namespace kla::reference {
@@ -204,6 +205,49 @@ TEST(Pieces, CrossEntropy) {
   for (double& value : large) value += 5000;
   EXPECT_NEAR(cross_entropy_forward(large.data(), n, 3), cross_entropy_forward(small.data(), n, 3),
               1e-11);
+}
+
+// The recurrent delta rule of one head as a function of one vector: q, k, v, beta, g, then the
+// state.
+struct Recurrent {
+  static constexpr int64_t T = 5, K = 3, V = 2, kCount = T * (2 * K + V + 2) + V * K;
+  const uint8_t reset[T] = {0, 0, 1, 0, 0};
+
+  static Matrix<Real> at(const Vector& x, int64_t first, int64_t rows, int64_t cols) {
+    return {const_cast<Real*>(x.data()) + first, rows, cols, cols};
+  }
+  RecurrentHead<Real> head(const Vector& x) const {
+    return {at(x, 0, T, K),
+            at(x, T * K, T, K),
+            at(x, 2 * T * K, T, V),
+            {at(x, T * (2 * K + V), T, 1).data, 1},
+            {at(x, T * (2 * K + V + 1), T, 1).data, 1},
+            reset,
+            0.7L};
+  }
+  static Matrix<Real> state(const Vector& x) { return at(x, kCount - V * K, V, K); }
+
+  Real loss(Vector x, const Vector& dout, const Vector& dS) const {
+    Vector o(T * V), error(V);
+    recurrent_forward(head(x), at(o, 0, T, V), state(x), error.data());
+    return sum_of(dout, o) + dot(dS.data(), state(x).data, V * K);
+  }
+};
+
+TEST(Pieces, RecurrentDeltaRule) {
+  const Recurrent rule;
+  const int64_t T = rule.T, K = rule.K, V = rule.V;
+  const Vector x = random("x", rule.kCount, -1, 1);
+  const Vector dout = random("dout", T * V), dS = random("dS", V * K);
+  Vector dx(static_cast<size_t>(rule.kCount)), states(T * V * K), S(V * K), error(V), dr(V);
+  std::copy(dS.begin(), dS.end(), rule.state(dx).data);
+  const RecurrentHead<Real> d = rule.head(dx);
+  recurrent_backward<Real>(
+      rule.head(x), {d.q, d.k, d.v, d.beta, d.g}, rule.state(x), rule.at(dout, 0, T, V),
+      rule.state(dx), {rule.at(states, 0, T * V, K), rule.at(S, 0, V, K), error.data(), dr.data()});
+  const Function f = [&](const Vector& v) { return rule.loss(v, dout, dS); };
+  EXPECT_LT(gradient_error(f, x, dx), kBound);
+  EXPECT_EQ(d.g[2], 0) << "nothing decays into a new document";
 }
 
 // The rule's partial derivatives at x, in the order eta, n, scalar.
