@@ -18,38 +18,23 @@ struct DeltaTest {
   Bench bench;
   DeltaCase c;
   int64_t NC;
-  View g;
   DeltaInputs in;
   View S_initial, dS_final, dout;
 
   explicit DeltaTest(const DeltaCase& test_case) : c(test_case), NC(chunk_count(c.T, c.C)) {
     const int64_t T = c.T;
-    g = bench.random({B, T, H}, c.least_g, 0);
     in = {.q = bench.random({B, T, H, K}),
           .k = bench.random({B, T, H, K}, -0.6, 0.6),
           .v = bench.random({B, T, H, V}),
           .beta = bench.random({B, T, H}, 0, 1),
-          .G = bench.fresh({B, T, H}),
+          .g = bench.random({B, T, H}, c.least_g, 0),
           .T_zero = bench.fresh({B, NC, H, c.C, c.C}),
           .reset = c.resets.size() ? bench.flags({B, T}, c.resets) : View(),
           .scale = 0.4};
     S_initial = bench.random({B, H, V, K});
     dS_final = bench.random({B, H, V, K});
     dout = bench.random({B, T, H, V});
-    accumulate_gate();
     invert();
-  }
-  bool reset(int64_t b, int64_t t) const {
-    return !in.reset.empty() && in.reset.as<uint8_t>()[b * c.T + t];
-  }
-  void accumulate_gate() {
-    double* G = in.G.as<double>();
-    for (int64_t b = 0; b < B; ++b)
-      for (int64_t t = 0; t < c.T; ++t)
-        for (int64_t h = 0; h < H; ++h) {
-          const int64_t i = (b * c.T + t) * H + h;
-          G[i] = g.as<double>()[i] + (t % c.C == 0 || reset(b, t) ? 0 : G[i - H]);
-        }
   }
   // (I + A) T = I solved column by column, independently of the reference's own inverse.
   void invert() {
@@ -82,9 +67,12 @@ struct DeltaTest {
     return {x.as<double>() + (b * H + h) * V * K, V, K, K};
   }
   RecurrentHead<double> head(int64_t b, int64_t h) const {
-    return {rows(in.q, b, h), rows(in.k, b, h),
-            rows(in.v, b, h), series(in.beta, b, h),
-            series(g, b, h),  in.reset.empty() ? nullptr : in.reset.as<uint8_t>() + b * c.T,
+    return {rows(in.q, b, h),
+            rows(in.k, b, h),
+            rows(in.v, b, h),
+            series(in.beta, b, h),
+            series(in.g, b, h),
+            in.reset.empty() ? nullptr : in.reset.as<uint8_t>() + b * c.T,
             in.scale};
   }
 };
@@ -186,7 +174,7 @@ TEST(DeltaRule, StepsEqualTheScan) {
                                     .k = token(t.in.k, K),
                                     .v = token(t.in.v, V),
                                     .beta = token(t.in.beta, 1).reshape({B, H}),
-                                    .g = token(t.g, 1).reshape({B, H}),
+                                    .g = token(t.in.g, 1).reshape({B, H}),
                                     .scale = t.in.scale});
     EXPECT_LT(difference(o2, token(o, V)), 1e-12);
   }

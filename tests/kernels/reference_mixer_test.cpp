@@ -17,7 +17,7 @@ struct MixerTest {
   MixerInputs in;
   MixerPrepParameters w;
   MixerOptions options;
-  View q, k, v, beta, G, T_zero, S_enter, o, S_initial, S_final, tail_out, position_out;
+  View q, k, v, beta, g, T_zero, S_enter, o, S_initial, S_final, tail_out, position_out;
   View wide, ab, dout, dS_final;
 
   MixerTest(int64_t tokens, bool with_resets) : T(tokens) {
@@ -43,7 +43,7 @@ struct MixerTest {
     k = bench.fresh({B, T, H, K});
     v = bench.fresh({B, T, H, V});
     beta = bench.fresh({B, T, H});
-    G = bench.fresh({B, T, H});
+    g = bench.fresh({B, T, H});
     T_zero = bench.fresh({B, NC, H, C, C});
     S_enter = bench.fresh({B, NC, H, V, K});
     o = bench.fresh({B, T, H, V});
@@ -60,7 +60,7 @@ struct MixerTest {
             .k = k,
             .v = v,
             .beta = beta,
-            .G = G,
+            .g = g,
             .T_zero = T_zero,
             .reset = in.reset,
             .scale = 0.5};
@@ -70,7 +70,7 @@ struct MixerTest {
                                             .k_hat = k,
                                             .v_hat = v,
                                             .beta = beta,
-                                            .G = G,
+                                            .g = g,
                                             .T_zero = T_zero,
                                             .conv_tail_out = tail_out,
                                             .position_out = position_out,
@@ -183,7 +183,7 @@ TEST(Mixer, NoBitCrossesAReset) {
     t.options.factor = SeqFactor::inv_t;
     auto later = [&] {
       std::vector<double> values;
-      for (const View& o : {t.o, t.G, t.beta})
+      for (const View& o : {t.o, t.g, t.beta})
         for (int64_t b = 0; b < t.B; ++b) {
           const double* row = o.as<double>() + b * t.T * o.size() / (t.B * t.T);
           const int64_t width = o.size() / (t.B * t.T);
