@@ -2,8 +2,6 @@
 // scan of the state's gradient (KERNEL_MATH 6, equations 1, 2, 4, 10). One task per sequence and
 // head walks over the chunks; products with the state touch only the rows a document boundary
 // leaves coupled to it (delta_tile.h).
-#include <algorithm>
-
 #include "kernels/cpu/delta_tile.h"
 
 namespace kla::cpu {

@@ -2,7 +2,6 @@
 // recomputes the convolutions with a halo of the three tokens that read from the chunk, and keeps
 // its share of the parameter gradients; a second phase adds the shares in task order.
 #include <cmath>
-#include <cstring>
 
 #include "kernels/cpu/delta_tile.h"
 #include "kernels/cpu/mixer_gates.h"
