@@ -259,7 +259,8 @@ std::string render_report(const std::vector<RunData>& runs) {
       summary_table(summary) +
           paragraph("Train loss: mean over the last 5 % of the tokens. Validation: at the context "
                     "length the run was trained with. Tokens/s: median of the logged rates. "
-                    "Wall time: first to last logged step, evaluations and saves included.") +
+                    "Wall time: to the last logged step, evaluations and saves included, the time "
+                    "between a stop and the resume not.") +
           run_notes(runs, summary) + seeds_table(summary));
   std::vector<Figure> curves = training_figures(runs, summary);
   body += section("Training", curves.empty() ? "" : figures(curves));
