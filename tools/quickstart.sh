@@ -7,11 +7,11 @@ corpus=data/corpus/gcide
 dictionary=/usr/share/dictd/gcide.dict.dz  # of the package dict-gcide, which need not be installed
 
 fetch_dictionary() {  # into the current directory
-  apt-get download -qq dict-gcide && return
+  apt-get download -qq -o APT::Sandbox::User=root dict-gcide && return
   # A machine whose package lists were never fetched, or are old.
   local as_root=()
   [[ $(id -u) == 0 ]] || as_root=(sudo -n)
-  "${as_root[@]}" apt-get update -qq && apt-get download -qq dict-gcide && return
+  "${as_root[@]}" apt-get update -qq && apt-get download -qq -o APT::Sandbox::User=root dict-gcide && return
   echo "quickstart: the package dict-gcide could not be downloaded. Run, then try again:" >&2
   echo "  sudo apt-get update && sudo apt-get install -y dict-gcide" >&2
   exit 2

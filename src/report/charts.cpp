@@ -50,6 +50,12 @@ std::string end_label(const Summary& summary, size_t run, int decimals,
   return label + " " + format_fixed(sum / static_cast<double>(variant.runs.size()), decimals);
 }
 
+// Spreads the error bars of `runs` runs over up to 24 pixels.
+double shift_of(size_t run, size_t runs) {
+  const double count = static_cast<double>(runs);
+  return std::min(8.0, 24 / count) * (static_cast<double>(run) - (count - 1) / 2);
+}
+
 std::string note_on_means(const Summary& summary) {
   return summary.variants.size() < summary.runs.size()
              ? " Several seeds of a variant share its line style; the number is their mean."
@@ -165,7 +171,10 @@ void add_validation_curve(Chart& chart, const RunData& run, const Summary& summa
     else
       whole.whiskers.push_back(perplexity_interval(row));
   }
-  if (during.points.empty()) whole.look = Series::Look::line_and_markers;
+  if (during.points.empty())
+    whole.look = Series::Look::line_and_markers;
+  else
+    whole.shift = shift_of(i, summary.runs.size());
   Series& last = whole.points.empty() ? during : whole;
   last.label = end_label(summary, i, 1, [](const RunSummary& r) {
     const EvalRow* row = headline(r);
@@ -180,7 +189,7 @@ Figure validation_curves(const std::vector<RunData>& runs, const Summary& summar
               .height = kHeight,
               .x = token_axis(summary),
               .y = {.title = "", .kind = Scale::Kind::log10}};
-  chart.x.range.high *= 1.02;  // room for the last marker
+  chart.x.range.high *= 1.05;  // room for the last markers
   Range part_of_set = kEmptyRange;
   std::set<int64_t> lengths;
   for (size_t i = 0; i < runs.size(); ++i) {
@@ -223,6 +232,7 @@ Figure by_context(const Summary& summary) {
       series.whiskers.push_back(perplexity_interval(row));
     }
     if (run.final.empty()) continue;
+    series.shift = shift_of(i, summary.runs.size());
     if (run.trained_length > 0) trained.insert(run.trained_length);
     series.label = end_label(summary, i, 1, [](const RunSummary& r) {
       return r.final.empty() ? std::nan("") : std::exp(r.final.back().loss);

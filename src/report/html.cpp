@@ -48,12 +48,9 @@ std::string paragraph(const std::string& text, const char* css = "quiet") {
 // ------------------------------------------------------------------------------------- sections
 
 std::string title_of(const Summary& summary) {
-  std::string names;
-  for (size_t v = 0; v < summary.variants.size(); ++v)
-    names += (v == 0                             ? ""
-              : v + 1 == summary.variants.size() ? " and "
-                                                 : ", ") +
-             summary.variants[v].name;
+  std::string names = summary.variants.front().name;
+  for (size_t v = 1; v < summary.variants.size(); ++v)
+    names += (v + 1 == summary.variants.size() ? " and " : ", ") + summary.variants[v].name;
   return names;
 }
 
@@ -68,16 +65,13 @@ std::string seed_statement(const Summary& summary) {
   if (most == 1)
     return paragraph(
         "One seed per variant: this page is a demonstration, not a comparison. Two runs that "
-        "differ in "
-        "nothing but the seed differ in perplexity as well, and a single run of each variant does "
-        "not "
-        "tell that difference from an effect. Three seeds or more of each variant give intervals "
-        "over "
-        "seeds.",
+        "differ in nothing but the seed differ in perplexity as well, and a single run of each "
+        "variant does not tell that difference from an effect. Three seeds or more of each "
+        "variant give intervals over seeds.",
         "caution");
   return paragraph(
-      "Some variants have fewer than three seeds: for them no interval over seeds is given, and a "
-      "difference to them is a demonstration, not a comparison.",
+      "Some variants have fewer than three seeds: for them no interval over seeds is given, and "
+      "a difference to them is a demonstration, not a comparison.",
       "caution");
 }
 
@@ -181,10 +175,10 @@ std::string evaluation_table(const Summary& summary) {
                rows) +
          paragraph(
              "Perplexities count every real target once and no padding. The intervals are a "
-             "bootstrap "
-             "over validation documents: they say how exactly this model was measured, not how "
-             "another "
-             "seed would have done. Bits per byte compare across tokenizers.");
+             "bootstrap over validation documents: they say how exactly this model was "
+             "measured, not how another seed would have done. Runs measured on the "
+             "same documents can differ reliably although their intervals overlap. Bits per byte "
+             "compare across tokenizers.");
 }
 
 std::string protocol_table(const Summary& summary) {
@@ -203,8 +197,8 @@ std::string protocol_table(const Summary& summary) {
                    head_cell("perplexity") + head_cell("targets", "n"),
                rows) +
          paragraph(
-             "Prefixes of fixed blocks, few batches, as the named protocol prescribes; to be read "
-             "beside numbers measured the same way, not beside the table above.");
+             "Prefixes of fixed blocks, few batches, as the named protocol prescribes; to be "
+             "read beside numbers measured the same way, not beside the table above.");
 }
 
 std::string difference_table(const Summary& summary) {
@@ -264,8 +258,9 @@ std::string render_report(const std::vector<RunData>& runs) {
       "Summary",
       summary_table(summary) +
           paragraph("Train loss: mean over the last 5 % of the tokens. Validation: at the context "
-                    "length the run was trained with. Tokens/s: median of the logged rates. Wall "
-                    "time: first to last logged step, evaluations and saves included.") +
+                    "length the run was trained with. Tokens/s: median of the logged rates. "
+                    "Wall time: to the last logged step, evaluations and saves included, the time "
+                    "between a stop and the resume not.") +
           run_notes(runs, summary) + seeds_table(summary));
   std::vector<Figure> curves = training_figures(runs, summary);
   body += section("Training", curves.empty() ? "" : figures(curves));

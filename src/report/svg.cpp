@@ -160,7 +160,7 @@ std::string draw_line(const Series& series, const Plot& plot) {
       continue;
     }
     const double y = plot.y.pixel(p.y);
-    path += (pen_down ? "L" : "M") + number(x) + " " + number(y);
+    path += (pen_down ? "L" : "M") + number(x + series.shift) + " " + number(y);
     pen_down = true;
   }
   if (path.empty()) return "";
@@ -175,7 +175,7 @@ std::string draw_markers(const Series& series, const Plot& plot) {
   for (size_t i = 0; i < series.points.size(); ++i) {
     const Point& p = series.points[i];
     if (!plot.visible(p)) continue;
-    const double x = plot.x.pixel(p.x);
+    const double x = plot.x.pixel(p.x) + series.shift;
     if (i < series.whiskers.size() && series.whiskers[i].valid()) {
       const double low = plot.y.pixel(series.whiskers[i].low);
       const double high = plot.y.pixel(series.whiskers[i].high);

@@ -27,6 +27,7 @@ struct Series {
   std::string hint = {};             // shown by the browser over the markers
   enum class Look { line, pale_line, markers, line_and_markers } look = Look::line;
   bool hollow = false;  // markers
+  double shift = 0;     // pixels to the right, so that error bars at the same x stay apart
 };
 
 struct Axis {
