@@ -91,7 +91,7 @@ struct Heads {
 OpCost cost(const MixerPrepForward& a) {
   const Heads heads(a.q_hat, a.v_hat);
   const double flops = a.T_zero.empty() ? 0 : number(kChunk * heads.K + kChunk * kChunk / 3);
-  return heads.cost(flops, moved({a.q_hat, a.k_hat, a.v_hat, a.beta, a.G, a.T_zero, a.in.q, a.in.k,
+  return heads.cost(flops, moved({a.q_hat, a.k_hat, a.v_hat, a.beta, a.g, a.T_zero, a.in.q, a.in.k,
                                   a.in.v, a.in.a, a.in.b}));
 }
 OpCost cost(const MixerPrepBackward& a) {
@@ -107,19 +107,19 @@ double scan_flops(const Heads& h) {
 OpCost cost(const DeltaScanForward& a) {
   const Heads heads(a.in.q, a.in.v);
   return heads.cost(scan_flops(heads), moved({a.o, a.S_enter, a.S_final, a.S_initial, a.in.q,
-                                              a.in.k, a.in.v, a.in.beta, a.in.G, a.in.T_zero}));
+                                              a.in.k, a.in.v, a.in.beta, a.in.g, a.in.T_zero}));
 }
 OpCost cost(const DeltaReverseScan& a) {
   const Heads heads(a.in.q, a.dout);
   return heads.cost(scan_flops(heads), moved({a.dS_leave, a.dS_initial, a.dS_final, a.dout, a.in.q,
-                                              a.in.k, a.in.beta, a.in.G, a.in.T_zero}));
+                                              a.in.k, a.in.beta, a.in.g, a.in.T_zero}));
 }
 // Five products with a state, ten on triangles (KERNEL_MATH 6).
 OpCost cost(const DeltaChunkBackward& a) {
   const Heads heads(a.in.q, a.in.v);
   const double flops = number(10 * heads.K * heads.V + 5 * kChunk * (heads.K + heads.V));
   return heads.cost(flops, moved({a.dq, a.dk, a.dv, a.dbeta, a.dg, a.dout, a.S_enter, a.dS_leave,
-                                  a.in.q, a.in.k, a.in.v, a.in.beta, a.in.G, a.in.T_zero}));
+                                  a.in.q, a.in.k, a.in.v, a.in.beta, a.in.g, a.in.T_zero}));
 }
 OpCost cost(const DeltaStep& a) {
   const int64_t B = a.S.dim(0), H = a.S.dim(1), V = a.S.dim(2), K = a.S.dim(3);

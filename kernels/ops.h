@@ -104,15 +104,14 @@ struct MixerInputs {
 
 // From projections to what the scan needs, per token: c = conv4(x); q,k,v = silu(c) (q,k without
 // silu under KeyMap::softmax); q_hat, k_hat, v_hat by the rule's maps; beta_hat = rule *
-// seq_factor(t); g by the decay gate; G = cumulative sum of g inside each chunk, begun anew at a
-// reset (so that no rounding of one document reaches the next); T_zero = (I + A)^-1 per chunk with
+// seq_factor(t); g = log-decay by the decay gate, <= 0; T_zero = (I + A)^-1 per chunk with
 // A_ij = beta_i k_i.k_j for j < i (KERNEL_MATH (3.1)): gate-free, unit lower triangular, unit rows
 // where the last chunk is short.
 struct MixerPrepForward {
   View q_hat, k_hat;   // [B,T,H,K] compute
   View v_hat;          // [B,T,H,V] compute
   View beta;           // [B,T,H] acc: beta-hat
-  View G;              // [B,T,H] acc
+  View g;              // [B,T,H] acc
   View T_zero;         // [B,NC,H,C,C] compute; empty when only decoding
   View conv_tail_out;  // [B,3,2*H*K+H*V] acc, optional; may be the memory of in.conv_tail; zeros
                        // where an input belongs to an earlier document
@@ -128,17 +127,19 @@ struct MixerPrepBackward {
   View dq_hat, dk_hat;     // [B,T,H,K] compute
   View dv_hat;             // [B,T,H,V] compute
   View dbeta;              // [B,T,H] acc
-  View dg;                 // [B,T,H] acc: per token, not of the cumulative sum
+  View dg;                 // [B,T,H] acc
   MixerInputs in;
   MixerPrepParameters w;
   MixerOptions options;
 };
 
-// Inputs shared by the scan and its backward halves (the outputs of MixerPrepForward).
+// Inputs shared by the scan and its backward halves (the outputs of MixerPrepForward). The decay
+// comes per token: its sums G within a chunk reach -1000 and more, where one f32 would cost their
+// differences four digits, so each kernel sums for itself, in double or in two floats.
 struct DeltaInputs {
   View q, k;         // [B,T,H,K] compute
   View v;            // [B,T,H,V] compute
-  View beta, G;      // [B,T,H] acc
+  View beta, g;      // [B,T,H] acc
   View T_zero;       // [B,NC,H,C,C] compute
   View reset;        // [B,T] u8, optional: Gam, D, E and gamma are zero across a reset
   double scale = 1;  // K^-1/2

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "commands/commands.h"
+#include "config/load.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "version.h"
@@ -38,6 +39,10 @@ void print_usage(std::FILE* out) {
 
 int fail(const kla::Error& error) {
   kla::log::status_line("");
+  if (dynamic_cast<const kla::ConfigError*>(&error)) {  // located lines, complete as they are
+    std::fprintf(stderr, "%s\n", error.what());
+    return static_cast<int>(error.code());
+  }
   kla::log::error(error.what());
   if (!error.remedy().empty()) std::fprintf(stderr, "  -> %s\n", error.remedy().c_str());
   return static_cast<int>(error.code());

@@ -4,9 +4,10 @@
 set -euo pipefail
 
 packages=(
-  g++ cmake ninja-build git python3 ca-certificates
+  g++ cmake ninja-build make git python3
   libyaml-cpp-dev libspdlog-dev libcli11-dev nlohmann-json3-dev libxxhash-dev libssl-dev
-  libhwy-dev libdnnl-dev libsentencepiece-dev libzstd-dev zlib1g-dev
+  libhwy-dev libsentencepiece-dev libzstd-dev zlib1g-dev
+  libdnnl-dev ocl-icd-opencl-dev  # oneDNN's CMake file asks for OpenCL, its package only recommends it
   libgtest-dev strace
 )
 

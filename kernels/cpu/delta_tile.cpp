@@ -6,6 +6,16 @@
 
 #include "core/error.h"
 
+#ifndef KLA_DELTA_TILE_SUMS
+#define KLA_DELTA_TILE_SUMS
+namespace kla::cpu {
+// The cumulative log-decay as the sum of two floats: differences of large sums keep their digits.
+struct DecaySums {
+  alignas(64) float high[C], low[C];
+};
+}  // namespace kla::cpu
+#endif
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/delta_tile.cpp"
 #include "hwy/foreach_target.h"
@@ -26,29 +36,37 @@ HWY_INLINE void for_columns(F&& f) {
     f(j, hn::Iota(d, static_cast<float>(j)));
 }
 
-// first[i] is the first row of the document of row i. The bound stands first in Min, so that a NaN
-// gets through.
-void Decays(ChunkDecay& decay, const float* G, const int64_t* first) {
+// e^(a - b) where a <= b; the bound stands first in Min, so that a NaN gets through.
+HWY_INLINE Vector DecayBetween(Vector a_high, Vector a_low, Vector b_high, Vector b_low) {
+  const Lanes d;
+  const Vector difference = hn::Add(hn::Sub(a_high, b_high), hn::Sub(a_low, b_low));
+  return exp(d, hn::Min(hn::Zero(d), difference));
+}
+
+// first[i] is the first row of the document of row i.
+void Decays(ChunkDecay& decay, const DecaySums& G, const int64_t* first) {
   const Lanes d;
   const Vector zero = hn::Zero(d);
   for (int64_t i = 0; i < decay.n; ++i) {
     float* row = decay.Gam + i * C;
-    const Vector low = hn::Set(d, static_cast<float>(first[i]) - 0.5f);
-    const Vector high = hn::Set(d, static_cast<float>(i) + 0.5f);
-    const Vector G_i = hn::Set(d, G[i]);
+    const Vector down = hn::Set(d, static_cast<float>(first[i]) - 0.5f);
+    const Vector up = hn::Set(d, static_cast<float>(i) + 0.5f);
+    const Vector high_i = hn::Set(d, G.high[i]), low_i = hn::Set(d, G.low[i]);
     for_columns([&](int64_t j, Vector column) KLA_LANES_INLINE {
-      const auto inside = hn::And(hn::Gt(column, low), hn::Lt(column, high));
-      const Vector difference = hn::Min(zero, hn::Sub(G_i, hn::Load(d, G + j)));
-      hn::Store(hn::IfThenElseZero(inside, exp(d, difference)), d, row + j);
+      const auto inside = hn::And(hn::Gt(column, down), hn::Lt(column, up));
+      const Vector factor =
+          DecayBetween(high_i, low_i, hn::Load(d, G.high + j), hn::Load(d, G.low + j));
+      hn::Store(hn::IfThenElseZero(inside, factor), d, row + j);
     });
   }
   const Vector head = hn::Set(d, static_cast<float>(decay.head) - 0.5f);
   const Vector tail = hn::Set(d, static_cast<float>(decay.tail) - 0.5f);
-  const Vector last = hn::Set(d, G[decay.n - 1]);
+  const Vector last_high = hn::Set(d, G.high[decay.n - 1]);
+  const Vector last_low = hn::Set(d, G.low[decay.n - 1]);
   for_columns([&](int64_t j, Vector column) KLA_LANES_INLINE {
-    const Vector G_j = hn::Load(d, G + j);
-    const Vector D = exp(d, hn::Min(zero, G_j));
-    const Vector E = exp(d, hn::Min(zero, hn::Sub(last, G_j)));
+    const Vector high = hn::Load(d, G.high + j), low = hn::Load(d, G.low + j);
+    const Vector D = DecayBetween(high, low, zero, zero);
+    const Vector E = DecayBetween(last_high, last_low, high, low);
     hn::Store(hn::IfThenElseZero(hn::Lt(column, head), D), d, decay.D + j);
     hn::Store(hn::IfThenElseZero(hn::Gt(column, tail), E), d, decay.E + j);
   });
@@ -249,20 +267,25 @@ void load_decay(const ChunkGrid& grid, const DeltaInputs& in, int64_t b, int64_t
                 ChunkDecay& decay) {
   decay.n = decay.head = grid.rows(c);
   decay.tail = 0;
-  alignas(64) float G[C];
+  DecaySums G;
+  double sum = 0;
   int64_t first[C];
-  const Tile G_in = grid.scalars(in.G, b, c, h), beta = grid.scalars(in.beta, b, c, h);
+  const Tile g = grid.scalars(in.g, b, c, h), beta = grid.scalars(in.beta, b, c, h);
   const uint8_t* reset = in.reset.empty() ? nullptr : in.reset.as<uint8_t>() + (b * grid.T + c * C);
   for (int64_t i = 0; i < decay.n; ++i) {
     if (reset && reset[i] == 1) {
       decay.head = std::min(decay.head, i);
       decay.tail = i;
+      sum = 0;
     }
     first[i] = decay.tail;
-    G[i] = G_in.data[i * G_in.ld];
+    sum += g.data[i * g.ld];
+    G.high[i] = static_cast<float>(sum);
+    G.low[i] = static_cast<float>(sum - G.high[i]);
     decay.beta[i] = beta.data[i * beta.ld];
   }
-  std::fill(G + decay.n, G + C, G[decay.n - 1]);
+  std::fill(G.high + decay.n, G.high + C, G.high[decay.n - 1]);
+  std::fill(G.low + decay.n, G.low + C, G.low[decay.n - 1]);
   std::fill(decay.beta + decay.n, decay.beta + C, 0.0f);
   HWY_DYNAMIC_DISPATCH(Decays)(decay, G, first);
 }

@@ -1,6 +1,5 @@
 // The scalars of mixer_prep: one step size and one log-decay per token and head, with derivatives.
-// There are few of them, so they are computed in double, which keeps the cumulative decay G exact
-// to one fp32 rounding.
+// There are few of them, so double costs nothing.
 #pragma once
 
 #include <algorithm>

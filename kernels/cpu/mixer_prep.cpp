@@ -71,17 +71,15 @@ void gates(ForwardTask& u, const float* n) {
   const HeadGates gates(u.a.options, u.a.w, u.h);
   const float* a = u.a.in.a.as<float>() + u.h;
   const float* b = u.a.in.b.as<float>() + u.h;
-  double G = 0;
   int64_t position = u.documents.position(u.t - 1);
   for (int64_t i = 0; i < u.rows; ++i) {
     const int64_t m = u.b * u.s.T + u.t + i;
     const double eta = sigmoid(b[m * u.a.in.b.stride] + gates.b_bias);
-    if (u.documents.starts(u.t + i)) position = 0, G = 0;
-    ++position;
-    G += gates.decay(a[m * u.a.in.a.stride], eta).g;
+    position = u.documents.starts(u.t + i) ? 1 : position + 1;
+    const double g = gates.decay(a[m * u.a.in.a.stride], eta).g;
     u.beta[i] = static_cast<float>(gates.step(eta, n[i], static_cast<double>(position)).beta_hat);
     u.a.beta.as<float>()[m * u.a.beta.stride + u.h] = u.beta[i];
-    u.a.G.as<float>()[m * u.a.G.stride + u.h] = static_cast<float>(G);
+    u.a.g.as<float>()[m * u.a.g.stride + u.h] = static_cast<float>(g);
   }
 }
 

@@ -65,23 +65,28 @@ Matrix<T> carried_state(const View& view, int64_t b, int64_t h) {
 template <class T>
 struct ChunkDecay {
   Matrix<T> Gam;      // [L,L] e^{G_i - G_j} for j <= i, else 0
+  T* G;               // [L] sum of g since the start of the chunk or document
   T *D, *E;           // [L] e^{G_i} of the entering state, e^{G_L - G_j} of a write that leaves
   T gamma;            // e^{G_L}: entering to leaving state
   int64_t* document;  // [L] resets at or before the token
 
   ChunkDecay(Arena& arena, int64_t C)
       : Gam(new_matrix<T>(arena, C, C)),
+        G(arena.allocate<T>(C)),
         D(arena.allocate<T>(C)),
         E(arena.allocate<T>(C)),
         gamma(0),
         document(arena.allocate<int64_t>(C)) {}
 
-  void load(const Series<T>& G, const uint8_t* reset, int64_t L) {
+  void load(const Series<T>& g, const uint8_t* reset, int64_t L) {
     auto decay = [](bool same_document, T exponent) {
       return same_document ? std::exp(std::min(exponent, T(0))) : 0;
     };
     int64_t resets = 0;
-    for (int64_t i = 0; i < L; ++i) document[i] = resets += reset && reset[i];
+    for (int64_t i = 0; i < L; ++i) {
+      document[i] = resets += reset && reset[i];
+      G[i] = g[i] + (i > 0 && document[i] == document[i - 1] ? G[i - 1] : 0);
+    }
     Gam = {Gam.data, L, L, Gam.stride};
     for (int64_t i = 0; i < L; ++i) {
       for (int64_t j = 0; j < L; ++j)
@@ -123,7 +128,7 @@ struct Chunk {
     beta = chunk_series<T>(in.beta, p);
     const uint8_t* reset =
         in.reset.empty() ? nullptr : in.reset.as<uint8_t>() + p.b * in.q.dim(1) + p.first;
-    decay.load(chunk_series<T>(in.G, p), reset, L);
+    decay.load(chunk_series<T>(in.g, p), reset, L);
     const Matrix<T> T_zero = chunk_matrix<T>(in.T_zero, p);
     Tg = Tg.corner(L, L);
     P = P.corner(L, L);

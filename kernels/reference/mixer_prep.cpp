@@ -247,18 +247,16 @@ void invert_chunks(const MixerPrepForward& a, const Matrix<T>& A, int64_t b) {
 }
 
 template <class T>
-void sequence_forward(const MixerPrepForward& a, HeadToken<T>& x, T* running_g, int64_t C,
-                      int64_t b) {
+void sequence_forward(const MixerPrepForward& a, HeadToken<T>& x, int64_t b) {
   const SequenceInputs<T> in(a.in, b);
   const Parameters<T> w(a.w);
   const Matrix<T> q_hat = matrix<T>(a.q_hat), k_hat = matrix<T>(a.k_hat);
-  const Matrix<T> v_hat = matrix<T>(a.v_hat), beta = matrix<T>(a.beta), G = matrix<T>(a.G);
+  const Matrix<T> v_hat = matrix<T>(a.v_hat), beta = matrix<T>(a.beta), g = matrix<T>(a.g);
   const int64_t steps = a.q_hat.dim(1), H = a.q_hat.dim(2);
   DocumentPlace place{.position = in.position};
   for (int64_t t = 0; t < steps; ++t) {
     const bool reset = in.reset && in.reset[t];
     place.advance(t, reset);
-    if (t % C == 0 || reset) std::fill_n(running_g, H, T(0));
     for (int64_t h = 0; h < H; ++h) {
       const int64_t row = b * steps + t;
       head_forward(x, in, w, a.options, t, h, place);
@@ -266,7 +264,7 @@ void sequence_forward(const MixerPrepForward& a, HeadToken<T>& x, T* running_g, 
       std::copy_n(x.k_hat, x.K, k_hat[row * H + h]);
       std::copy_n(x.v_hat, x.V, v_hat[row * H + h]);
       beta[row][h] = x.gain.beta_hat;
-      G[row][h] = running_g[h] += x.g;
+      g[row][h] = x.g;
     }
   }
   store_progress(a, in, b, place);
@@ -274,15 +272,14 @@ void sequence_forward(const MixerPrepForward& a, HeadToken<T>& x, T* running_g, 
 
 template <class T>
 void mixer_prep_forward(Context& context, const MixerPrepForward& a) {
-  const int64_t B = a.q_hat.dim(0), H = a.q_hat.dim(2);
+  const int64_t B = a.q_hat.dim(0);
   const int64_t C = a.T_zero.empty() ? kChunk : a.T_zero.dim(4);
   ArenaScope scope(*context.scratch);
   HeadToken<T> x(*context.scratch, a.q_hat.dim(3), a.v_hat.dim(3));
-  T* running_g = context.scratch->allocate<T>(H);
   const Matrix<T> A = new_matrix<T>(*context.scratch, C, C);
   context.parallel(1, [&](int64_t, int) {
     for (int64_t b = 0; b < B; ++b) {
-      sequence_forward(a, x, running_g, C, b);
+      sequence_forward(a, x, b);
       if (!a.T_zero.empty()) invert_chunks(a, A, b);
     }
   });

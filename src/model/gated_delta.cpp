@@ -81,7 +81,7 @@ void GatedDelta::forward(Context& ctx, Arena& keep, const Weights& w, const Sequ
                                 .k_hat = saved_.k,
                                 .v_hat = saved_.v,
                                 .beta = saved_.beta,
-                                .G = saved_.G,
+                                .g = saved_.g,
                                 .T_zero = saved_.T_zero,
                                 .conv_tail_out = {},
                                 .position_out = {},
@@ -179,7 +179,7 @@ void GatedDelta::forward_from(Context& ctx, const Weights& w, const Sequence& se
                                 .k_hat = act.k,
                                 .v_hat = act.v,
                                 .beta = act.beta,
-                                .G = act.G,
+                                .g = act.g,
                                 .T_zero = act.T_zero,
                                 .conv_tail_out = state.conv_tail,
                                 .position_out = state.position,
@@ -196,7 +196,7 @@ void GatedDelta::forward_from(Context& ctx, const Weights& w, const Sequence& se
                           .k = act.k.reshape({B, H_, K_}),
                           .v = act.v.reshape({B, H_, V_}),
                           .beta = act.beta.reshape({B, H_}),
-                          .g = act.G.reshape({B, H_}),
+                          .g = act.g.reshape({B, H_}),
                           .scale = delta.scale});
   } else {
     ops::delta_scan_forward(
@@ -221,7 +221,7 @@ GatedDelta::Activations GatedDelta::allocate(Context& ctx, Arena& arena, const S
           .k = arena.allocate(compute, {B, T, H_, K_}),
           .v = arena.allocate(compute, {B, T, H_, V_}),
           .beta = arena.allocate(acc, {B, T, H_}),
-          .G = arena.allocate(acc, {B, T, H_}),
+          .g = arena.allocate(acc, {B, T, H_}),
           .T_zero = arena.allocate(compute, {B, NC, H_, kChunk, kChunk}),
           .S_enter = for_backward ? arena.allocate(compute, {B, NC, H_, V_, K_}) : View(),
           .o = arena.allocate(compute, {B, T, H_, V_}),
@@ -269,7 +269,7 @@ DeltaInputs GatedDelta::delta_inputs(const Sequence& seq, const Activations& act
           .k = act.k,
           .v = act.v,
           .beta = act.beta,
-          .G = act.G,
+          .g = act.g,
           .T_zero = act.T_zero,
           .reset = seq.reset,
           .scale = 1 / std::sqrt(static_cast<double>(K_))};

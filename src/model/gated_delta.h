@@ -26,7 +26,7 @@ class GatedDelta final : public Mixer {
     View ab;       // [M,2H] acc: decay logit | step logit
     View q, k;     // [B,T,H,K] compute, normalised
     View v;        // [B,T,H,V] compute
-    View beta, G;  // [B,T,H] acc
+    View beta, g;  // [B,T,H] acc
     View T_zero;   // [B,NC,H,C,C] compute
     View S_enter;  // [B,NC,H,V,K] compute
     View o;        // [B,T,H,V] compute

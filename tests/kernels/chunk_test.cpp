@@ -102,7 +102,7 @@ void run_token_by_token(Lab& lab, const MixerCase& c) {
                           .k_hat = lab.compute({B, 1, H, K}),
                           .v_hat = lab.compute({B, 1, H, V}),
                           .beta = lab.acc({B, 1, H}),
-                          .G = lab.acc({B, 1, H}),
+                          .g = lab.acc({B, 1, H}),
                           .T_zero = View(),
                           .conv_tail_out = tail,
                           .position_out = position,
@@ -118,7 +118,7 @@ void run_token_by_token(Lab& lab, const MixerCase& c) {
                          .k = prep.k_hat.reshape({B, H, K}),
                          .v = prep.v_hat.reshape({B, H, V}),
                          .beta = prep.beta.reshape({B, H}),
-                         .g = prep.G.reshape({B, H}),
+                         .g = prep.g.reshape({B, H}),
                          .scale = 1 / std::sqrt(static_cast<double>(K))};
     lab(ops::delta_step, step);
     if (lab.planning()) continue;

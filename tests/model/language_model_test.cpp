@@ -63,7 +63,12 @@ TEST_P(EveryRule, GradientsMatchFiniteDifferences) {
 }
 
 TEST_P(EveryRule, CpuFollowsTheReference) {
-  ModelOnDevice reference(config(), Device::reference, 2, 130), cpu(config(), Device::cpu, 2, 130);
+  // Heads as wide as real ones: in f32 the output norm of few channels is badly conditioned.
+  ModelConfig c = config();
+  c.hidden_size = 64;
+  c.key_head_dim = 32;
+  c.value_head_dim = 64;
+  ModelOnDevice reference(c, Device::reference, 2, 130), cpu(c, Device::cpu, 2, 130);
   for (int64_t i = 0; i < cpu.weights.master.size(); ++i)  // the same rounded inputs
     ModelOnDevice::set(reference.weights.master, i, ModelOnDevice::at(cpu.weights.master, i));
   const double expected = reference.forward_backward(), loss = cpu.forward_backward();

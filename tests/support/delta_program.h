@@ -1,6 +1,6 @@
 // Delta-rule problems for the tests and the program that runs delta_scan_forward,
-// delta_reverse_scan and delta_chunk_backward on one. The caches G and T_zero are made here, from
-// their definitions.
+// delta_reverse_scan and delta_chunk_backward on one. The cache T_zero is made here, from
+// its definition.
 #pragma once
 
 #include "kernels/ops.h"
@@ -10,38 +10,8 @@
 namespace kla::testing {
 
 struct DeltaCache {
-  Values G;       // [B,T,H]
   Values T_zero;  // [B,NC,H,C,C]: (I + A)^-1, A_ij = beta_i k_i.k_j for j < i; identity in padding
 };
-
-// Whether token t takes its sum G on from token t - 1: same chunk, same document.
-inline bool continues(const DeltaShape& s, const Values& reset, int64_t b, int64_t t) {
-  return t % s.C != 0 && (reset.empty() || reset[static_cast<size_t>(b * s.T + t)] == 0);
-}
-
-// G: g summed inside each chunk of C tokens, anew at a reset.
-inline Values chunk_sums(const DeltaShape& s, const Values& g, const Values& reset) {
-  Values G = g;
-  for (int64_t b = 0; b < s.B; ++b)
-    for (int64_t t = 0; t < s.T; ++t)
-      for (int64_t h = 0; h < s.H && continues(s, reset, b, t); ++h) {
-        const auto i = static_cast<size_t>((b * s.T + t) * s.H + h);
-        G[i] += G[i - static_cast<size_t>(s.H)];
-      }
-  return G;
-}
-
-// Its adjoint: dg_t = sum of dG_j over the j >= t that g_t is part of.
-inline Values chunk_sums_backward(const DeltaShape& s, const Values& dG, const Values& reset) {
-  Values dg = dG;
-  for (int64_t b = 0; b < s.B; ++b)
-    for (int64_t t = s.T - 2; t >= 0; --t)
-      for (int64_t h = 0; h < s.H && continues(s, reset, b, t + 1); ++h) {
-        const auto i = static_cast<size_t>((b * s.T + t) * s.H + h);
-        dg[i] += dg[i + static_cast<size_t>(s.H)];
-      }
-  return dg;
-}
 
 // Row i of the inverse by forward substitution: T_i = e_i - sum_{j<i} A_ij T_j.
 inline void invert_chunk(const DeltaProblem& p, int64_t b, int64_t n, int64_t h, double* T_zero) {
@@ -66,8 +36,7 @@ inline void invert_chunk(const DeltaProblem& p, int64_t b, int64_t n, int64_t h,
 
 inline DeltaCache cache_of(const DeltaProblem& p) {
   const DeltaShape& s = p.shape;
-  DeltaCache cache{chunk_sums(s, p.g, p.reset),
-                   Values(static_cast<size_t>(s.B * s.NC() * s.H * s.C * s.C))};
+  DeltaCache cache{Values(static_cast<size_t>(s.B * s.NC() * s.H * s.C * s.C))};
   double* T_zero = cache.T_zero.data();
   for (int64_t b = 0; b < s.B; ++b)
     for (int64_t n = 0; n < s.NC(); ++n)
@@ -135,7 +104,7 @@ inline DeltaInputs delta_inputs(Lab& lab, const DeltaProblem& p, const DeltaCach
   in.k = lab.compute(p.k, {s.B, s.T, s.H, s.K});
   in.v = lab.compute(p.v, {s.B, s.T, s.H, s.V});
   in.beta = lab.acc(p.beta, {s.B, s.T, s.H});
-  in.G = lab.acc(cache.G, {s.B, s.T, s.H});
+  in.g = lab.acc(p.g, {s.B, s.T, s.H});
   in.T_zero = lab.compute(cache.T_zero, {s.B, s.NC(), s.H, s.C, s.C});
   if (!p.reset.empty()) in.reset = lab.typed(DType::u8, p.reset, {s.B, s.T});
   in.scale = p.scale;

@@ -133,7 +133,7 @@ inline MixerPrepForward prep_forward(Lab& lab, const MixerCase& c) {
                         .k_hat = lab.compute({B, T, H, K}),
                         .v_hat = lab.compute({B, T, H, V}),
                         .beta = lab.acc({B, T, H}),
-                        .G = lab.acc({B, T, H}),
+                        .g = lab.acc({B, T, H}),
                         .T_zero = lab.compute({B, c.shape.NC(), H, C, C}),
                         .conv_tail_out = lab.acc({B, 3, c.channels()}),
                         .position_out = lab.typed(DType::i64, {B}),
@@ -212,7 +212,7 @@ inline void run_mixer(Lab& lab, const MixerCase& c, bool backward = true) {
                                      .k = prep.k_hat,
                                      .v = prep.v_hat,
                                      .beta = prep.beta,
-                                     .G = prep.G,
+                                     .g = prep.g,
                                      .T_zero = prep.T_zero,
                                      .reset = prep.in.reset,
                                      .scale = 1 / std::sqrt(static_cast<double>(K))}};

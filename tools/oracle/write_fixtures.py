@@ -92,7 +92,7 @@ def draw_parameters(f, o):
         p[name] = f.draw(name, shape, "uniform", low, high)
 
     def linear(name, rows, columns):
-        add(name + ".weight", (rows, columns), -2 * columns**-0.5, 2 * columns**-0.5)
+        add(name + ".weight", (rows, columns), -columns**-0.5, columns**-0.5)
 
     add("model.embeddings.weight", (N, D), -0.5, 0.5)
     for i in range(o["L"]):
@@ -109,7 +109,7 @@ def draw_parameters(f, o):
         elif o["decay"] == "dual_logsigmoid":
             add(attn + "a_proj.bias", (H,), -1, 1)
         if o["rule"] == "learned_scalar":
-            add(attn + "learned_norm_logit", (1,), -0.35, 0)
+            add(attn + "learned_norm_logit", (1,), 0.3, 0.8)
         for name, rows in (("q", H * K), ("k", H * K), ("v", H * V)):
             add(f"{attn}{name}_conv1d.weight", (rows, 1, 4), -0.7, 0.7)
         add(attn + "o_norm.weight", (V,), 0.5, 1.5)
@@ -122,7 +122,7 @@ def draw_parameters(f, o):
 
 def model_fixture(name, rule="kla", decay="dual_mamba", factor="none", resets=False):
     B, T = 2, 70
-    o = {"B": B, "T": T, "L": 2, "D": 20, "H": 2, "K": 6, "V": 10, "F": 28, "N": 37, "rule": rule,
+    o = {"B": B, "T": T, "L": 2, "D": 32, "H": 4, "K": 8, "V": 16, "F": 40, "N": 37, "rule": rule,
          "decay": decay, "factor": factor}
     f = Fixture("model_" + name, **o)
     p = draw_parameters(f, o)
