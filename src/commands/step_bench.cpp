@@ -305,8 +305,8 @@ std::vector<DecodeTiming> time_decoding(const BenchConfig& config, std::vector<i
       bench.decode();
       seconds.push_back(seconds_since(start));
     }
+    timings.push_back({position, median(seconds)});
     position += 1 + kDecodeSteps * config.repeats;
-    timings.push_back({wanted, median(seconds)});
   }
   return timings;
 }

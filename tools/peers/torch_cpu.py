@@ -3,20 +3,24 @@
 
 Written as well as if it were ours: fused projections, everything that does not depend on the state
 in batched products over all chunks and heads, only the state itself in a loop over chunks, fused
-AdamW. Prints one JSON line with tokens/s of whole training steps (forward, backward, clipping,
-update) on made-up tokens.
+AdamW. Prints a JSON line with tokens/s of whole training steps (forward, backward, clipping, update)
+on made-up tokens; with --against the same steps by `kla bench`, in turns, and the ratio.
 
-    tools/peers/torch_cpu.py --batch 1 --seq-len 1024            # eager
-    tools/peers/torch_cpu.py --batch 1 --seq-len 1024 --compile  # torch.compile
-    tools/peers/torch_cpu.py --check                             # against a loop over tokens, float64
+    tools/peers/torch_cpu.py --compile --against build/release/kla
+    tools/peers/torch_cpu.py --check
 
 Notation as in kernels/README.md: B batch, T time, D width, H heads, K key dim, V value dim, C chunk
 length, N chunks here; G the log-decay summed inside a chunk.
 """
 
 import argparse
+import functools
 import json
 import math
+import pathlib
+import statistics
+import subprocess
+import tempfile
 import time
 
 import torch
@@ -209,10 +213,11 @@ def check(c):
         raise SystemExit("the chunkwise form is wrong")
 
 
-def bench(c):
+def torch_step(c, compiled):
+    """A callable that trains one step."""
     torch.manual_seed(1)
     model = Model(c)
-    if c.compile:
+    if compiled:
         for block in model.blocks:
             block.compile()
         model.loss = torch.compile(model.loss)
@@ -221,39 +226,74 @@ def bench(c):
 
     def step():
         optimizer.zero_grad(set_to_none=False)
-        loss = model(tokens, targets)
-        loss.backward()
+        model(tokens, targets).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        return loss.item()
 
+    return step
+
+
+def timed(step):
     start = time.perf_counter()
-    step(), step()
-    warm_up = time.perf_counter() - start
-    seconds = []
-    for _ in range(c.repeats):
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
-    best = min(seconds)
-    print(
-        json.dumps(
-            {
-                "kind": "torch_step",
-                "torch": torch.__version__,
-                "compile": c.compile,
-                "rule": c.rule,
-                "threads": torch.get_num_threads(),
-                "batch": c.batch,
-                "seq_len": c.seq_len,
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "warm_up_seconds": round(warm_up, 3),
-                "seconds_best": best,
-                "seconds_median": sorted(seconds)[len(seconds) // 2],
-                "tokens_s": c.batch * c.seq_len / best,
-            }
-        )
-    )
+    step()
+    return time.perf_counter() - start
+
+
+def kla_seconds(c):
+    """One step of `kla bench` on the same shapes, measured by itself."""
+    settings = {
+        "batch": c.batch,
+        "seq_len": c.seq_len,
+        "repeats": 1,
+        "threads": c.threads,
+        "model.hidden_size": c.width,
+        "model.num_hidden_layers": c.layers,
+        "model.num_heads": c.heads,
+        "model.key_head_dim": c.key_dim,
+        "model.value_head_dim": c.value_dim,
+        "model.intermediate_size": c.mlp,
+        "model.vocab_size": c.vocab,
+        "model.step_size.rule": c.rule,
+    }
+    root = pathlib.Path(__file__).resolve().parents[2]
+    with tempfile.TemporaryDirectory() as folder:
+        lines = pathlib.Path(folder) / "bench.jsonl"
+        command = [c.against, "bench", root / "configs/bench/cpu.yaml", "--json", lines]
+        command += [f"{key}={value}" for key, value in settings.items()]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    return next(row["seconds_best"] for row in rows if row["kind"] == "step")
+
+
+def bench(c):
+    runs = {"torch": functools.partial(timed, torch_step(c, False))}
+    if c.compile:
+        runs["torch.compile"] = functools.partial(timed, torch_step(c, True))
+    for run in runs.values():
+        run(), run()  # warm up, compile
+    if c.against:
+        runs["kla"] = functools.partial(kla_seconds, c)
+    seconds = {name: [] for name in runs}
+    for _ in range(c.repeats):  # in turns: what else the machine does slows all alike
+        for name, run in runs.items():
+            seconds[name].append(run())
+    for name, times in seconds.items():
+        best = min(times)
+        row = {
+            "kind": "peer",
+            "name": name,
+            "torch": torch.__version__,
+            "rule": c.rule,
+            "threads": torch.get_num_threads(),
+            "batch": c.batch,
+            "seq_len": c.seq_len,
+            "seconds_best": best,
+            "seconds_median": statistics.median(times),
+            "tokens_s": c.batch * c.seq_len / best,
+        }
+        if c.against:
+            row["times_kla"] = best / min(seconds["kla"])
+        print(json.dumps(row))
 
 
 def main():
@@ -263,12 +303,12 @@ def main():
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=0, help="0: one a core")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--compile", action="store_true", help="torch.compile every block and the loss")
-    parser.add_argument("--check", action="store_true", help="compare with the token-by-token recurrence")
+    parser.add_argument("--compile", action="store_true", help="also with torch.compile")
+    parser.add_argument("--against", metavar="KLA", help="also this kla binary, in turns")
+    parser.add_argument("--check", action="store_true", help="against a loop over tokens, float64")
     # The model of configs/bench/cpu.yaml.
-    for name, size in dict(
-        width=512, layers=8, heads=4, key_dim=96, value_dim=192, mlp=2048, vocab=4096
-    ).items():
+    sizes = dict(width=512, layers=8, heads=4, key_dim=96, value_dim=192, mlp=2048, vocab=4096)
+    for name, size in sizes.items():
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=size)
     c = parser.parse_args()
     if c.threads:
