@@ -109,8 +109,11 @@ int train_in(const LoadedConfig& loaded, const CommandLine& command_line, RunDir
 
   auto save = [&]() -> std::string {
     const auto start = Stopwatch::Clock::now();
+    std::string name;
     try {
-      store.save(trainer.model_tensors(), trainer.optimizer_tensors(), state, config.checkpoint);
+      metrics.sync();  // rows the checkpoint stands for must not be lost behind it
+      name = store.save(trainer.model_tensors(), trainer.optimizer_tensors(), state,
+                        config.checkpoint);
     } catch (const Error& e) {
       if (e.code() != Exit::io || config.checkpoint.on_error != "continue") throw;
       log::warning(std::string(e.what()) + "; training goes on without this checkpoint");
@@ -118,7 +121,6 @@ int train_in(const LoadedConfig& loaded, const CommandLine& command_line, RunDir
       return "";
     }
     const double seconds = std::chrono::duration<double>(Stopwatch::Clock::now() - start).count();
-    const std::string name = store.list().front().path;
     char text[64];
     std::snprintf(text, sizeof(text), " | %.2f s", seconds);
     log::info("ckpt " + name + text);

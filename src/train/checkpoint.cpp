@@ -258,9 +258,9 @@ bool CheckpointStore::ever_held_one() const {
   return file_exists(directory_ + "/" + kLatestFile) || !list().empty();
 }
 
-void CheckpointStore::save(const std::vector<NamedView>& model,
-                           const std::vector<NamedView>& optimizer, const TrainState& state,
-                           const CheckpointConfig& keep) const {
+std::string CheckpointStore::save(const std::vector<NamedView>& model,
+                                  const std::vector<NamedView>& optimizer, const TrainState& state,
+                                  const CheckpointConfig& keep) const {
   if (!file_exists(directory_)) {
     make_directories(directory_);
     sync_directory(fs::path(directory_).parent_path());
@@ -289,6 +289,7 @@ void CheckpointStore::save(const std::vector<NamedView>& model,
   } catch (const Error& e) {  // the checkpoint itself is safe
     log::warning(std::string(e.what()) + "; '" + name + "' is saved, older ones were not tidied");
   }
+  return final_path;
 }
 
 void CheckpointStore::write_files(const std::string& folder, const std::vector<NamedView>& model,

@@ -66,10 +66,11 @@ class CheckpointStore {
   std::optional<Checkpoint> find(const std::string& name) const;  // Error{data} if it is damaged
   bool ever_held_one() const;  // "latest" or a checkpoint is there
 
-  // Error{io}: this checkpoint was not saved, the others are untouched. Removes what `keep` does
-  // not hold, and any checkpoint of a later step: it was damaged when the run continued before it.
-  void save(const std::vector<NamedView>& model, const std::vector<NamedView>& optimizer,
-            const TrainState& state, const CheckpointConfig& keep) const;
+  // Returns its path. Error{io}: this checkpoint was not saved, the others are untouched. Removes
+  // what `keep` does not hold, and any checkpoint of a later step: it was damaged when the run
+  // continued before it.
+  std::string save(const std::vector<NamedView>& model, const std::vector<NamedView>& optimizer,
+                   const TrainState& state, const CheckpointConfig& keep) const;
 
   // Throws Error{data} naming the file that is missing, damaged or not of this checkpoint.
   static void verify(const Checkpoint&);

@@ -8,7 +8,9 @@ namespace kla {
 
 std::string format_count(double count) {
   char text[32];
-  if (count >= 1e9) {
+  if (count >= 1e12) {
+    std::snprintf(text, sizeof(text), "%.2fT", count / 1e12);
+  } else if (count >= 1e9) {
     std::snprintf(text, sizeof(text), "%.2fB", count / 1e9);
   } else if (count >= 1e6) {
     std::snprintf(text, sizeof(text), "%.2fM", count / 1e6);

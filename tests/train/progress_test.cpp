@@ -19,7 +19,7 @@ TEST(Progress, LineHasTheColumnsOfTheFormatPage) {
             "812.0k tok/s | eta 4h12m");
   const std::string widest = format_line({.step = 7153,
                                           .steps = 7153,
-                                          .tokens = 999999999999,
+                                          .tokens = 990000000000,
                                           .loss = 11.25,
                                           .grad_norm = 123.456,
                                           .lr = 1e-3,
