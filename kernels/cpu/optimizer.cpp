@@ -11,24 +11,6 @@
 #include "hwy/highway.h"
 #include "kernels/cpu/vector.h"
 
-#ifndef KLA_KERNELS_CPU_OPTIMIZER_STEP
-#define KLA_KERNELS_CPU_OPTIMIZER_STEP
-namespace kla::cpu {
-
-// The scalars of one update, worked out in double.
-struct AdamwStep {
-  float clip;            // factor of the gradient
-  float keep_m, keep_v;  // b1, b2
-  float take_m, take_v;  // 1 - b1, 1 - b2
-  float rate;            // lr / (1 - b1^t)
-  float correction_v;    // 1 / (1 - b2^t)
-  float eps;
-  float shrink;  // 1 - lr decay, for segments that decay
-};
-
-}  // namespace kla::cpu
-#endif
-
 HWY_BEFORE_NAMESPACE();
 namespace kla::cpu::HWY_NAMESPACE {
 
@@ -50,19 +32,29 @@ double SumOfSquares(const float* g, int64_t n) {
   return sum;
 }
 
-void Update(const Adamw& a, const AdamwStep& s, int64_t first, int64_t count, bool decay) {
+// Elements [first, first + count), which are of one segment. The scalars are worked out in double.
+void Update(const Adamw& a, int64_t first, int64_t count, bool decay) {
+  const double norm = a.norm.as<double>()[0] + 1e-6, t = static_cast<double>(a.step);
+  const bool clipped = a.max_norm > 0 && !(norm <= a.max_norm);  // a NaN norm goes through
+  const float clip = static_cast<float>(clipped ? a.max_norm / norm : 1);
+  const float keep_m = static_cast<float>(a.beta1), take_m = static_cast<float>(1 - a.beta1);
+  const float keep_v = static_cast<float>(a.beta2), take_v = static_cast<float>(1 - a.beta2);
+  const float rate = static_cast<float>(a.lr / (1 - std::pow(a.beta1, t)));
+  const float correction_v = static_cast<float>(1 / (1 - std::pow(a.beta2, t)));
+  const float eps = static_cast<float>(a.eps);
+  const float shrink = decay ? static_cast<float>(1 - a.lr * a.weight_decay) : 1.0f;
+
   float *w = a.w.as<float>() + first, *m = a.m.as<float>() + first, *v = a.v.as<float>() + first;
   const float* g = a.g.as<float>() + first;
   float* copy = a.copy.empty() ? nullptr : a.copy.as<float>() + first;
-  const float shrink = decay ? s.shrink : 1.0f;
   for_lanes(count, [&](auto d, int64_t i) HWY_ATTR {
-    const auto cg = hn::Mul(hn::Set(d, s.clip), hn::LoadU(d, g + i));
+    const auto cg = hn::Mul(hn::Set(d, clip), hn::LoadU(d, g + i));
     const auto m_i =
-        hn::MulAdd(hn::Set(d, s.keep_m), hn::LoadU(d, m + i), hn::Mul(hn::Set(d, s.take_m), cg));
-    const auto v_i = hn::MulAdd(hn::Set(d, s.keep_v), hn::LoadU(d, v + i),
-                                hn::Mul(hn::Set(d, s.take_v), hn::Mul(cg, cg)));
-    const auto root = hn::Sqrt(hn::Mul(v_i, hn::Set(d, s.correction_v)));
-    const auto move = hn::Div(hn::Mul(hn::Set(d, s.rate), m_i), hn::Add(root, hn::Set(d, s.eps)));
+        hn::MulAdd(hn::Set(d, keep_m), hn::LoadU(d, m + i), hn::Mul(hn::Set(d, take_m), cg));
+    const auto v_i = hn::MulAdd(hn::Set(d, keep_v), hn::LoadU(d, v + i),
+                                hn::Mul(hn::Set(d, take_v), hn::Mul(cg, cg)));
+    const auto root = hn::Sqrt(hn::Mul(v_i, hn::Set(d, correction_v)));
+    const auto move = hn::Div(hn::Mul(hn::Set(d, rate), m_i), hn::Add(root, hn::Set(d, eps)));
     const auto w_i = hn::MulSub(hn::Set(d, shrink), hn::LoadU(d, w + i), move);
     hn::StoreU(m_i, d, m + i);
     hn::StoreU(v_i, d, v + i);
@@ -98,34 +90,16 @@ void norm(Context& context, const GradNorm& a) {
   });
 }
 
-AdamwStep step_of(const Adamw& a) {
-  const double norm = a.norm.as<double>()[0] + 1e-6;
-  const double t = static_cast<double>(a.step);
-  const bool clipped = a.max_norm > 0 && !(norm <= a.max_norm);  // a NaN norm goes through
-  AdamwStep s;
-  s.clip = static_cast<float>(clipped ? a.max_norm / norm : 1);
-  s.keep_m = static_cast<float>(a.beta1);
-  s.keep_v = static_cast<float>(a.beta2);
-  s.take_m = static_cast<float>(1 - a.beta1);
-  s.take_v = static_cast<float>(1 - a.beta2);
-  s.rate = static_cast<float>(a.lr / (1 - std::pow(a.beta1, t)));
-  s.correction_v = static_cast<float>(1 / (1 - std::pow(a.beta2, t)));
-  s.eps = static_cast<float>(a.eps);
-  s.shrink = static_cast<float>(1 - a.lr * a.weight_decay);
-  return s;
-}
-
 void update(Context& context, const Adamw& a) {
   const Blocks blocks{a.w.size(), kElementsPerTask};
   context.parallel(blocks.count(), [&](int64_t task, int) {
-    const AdamwStep step = step_of(a);
     const int64_t first = blocks.first(task), last = first + blocks.length(task);
     for (int64_t i = 0; i < a.segment_count; ++i) {
       const AdamwSegment& segment = a.segments[i];
       const int64_t from = std::max(first, segment.first);
       const int64_t to = std::min(last, segment.first + segment.count);
       if (segment.trained && from < to)
-        HWY_DYNAMIC_DISPATCH(Update)(a, step, from, to - from, segment.decay);
+        HWY_DYNAMIC_DISPATCH(Update)(a, from, to - from, segment.decay);
     }
   });
 }
