@@ -111,7 +111,8 @@ int train_in(const LoadedConfig& loaded, const CommandLine& command_line, RunDir
     try {
       store.save(trainer.model_tensors(), trainer.optimizer_tensors(), state, config.checkpoint);
     } catch (const Error& e) {
-      if (e.code() != Exit::io || config.checkpoint.on_error != "continue") throw;
+      const bool last = state.step >= make_train_plan(config).steps || stop_requested();
+      if (e.code() != Exit::io || config.checkpoint.on_error != "continue" || last) throw;
       log::warning(std::string(e.what()) + "; training goes on without this checkpoint");
       metrics.write(EventRow{state.step, "checkpoint_failed", e.what()});
       return "";
