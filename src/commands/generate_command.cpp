@@ -92,6 +92,7 @@ int generate_command(const CommandLine& command_line) {
       [&] { generator->plan(); });
   const Tokenizer tokenizer = open_run_tokenizer(loaded.config, model.state.tokenizer_sha256);
 
+  sampling.vocabulary = tokenizer.vocab_size();
   generator->restart();
   std::vector<int32_t> tokens;
   if (tokenizer.bos_id() >= 0) tokens.push_back(tokenizer.bos_id());

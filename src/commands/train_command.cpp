@@ -22,11 +22,8 @@ struct TrainArguments {
 
 // A run directory that exists is continued if its frozen config says the same, and refused
 // otherwise.
-void settle_config(const LoadedConfig& loaded, const RunDirectory& run) {
-  if (!run.has_config()) {
-    run.write_config(freeze(loaded));
-    return;
-  }
+void require_same_config(const LoadedConfig& loaded, const RunDirectory& run) {
+  if (!run.has_config()) return;
   const LoadedConfig frozen = load_run_config(run.path());
   std::string keys;
   for (const ConfigDifference& d : diff_configs(frozen.config, loaded.config))
@@ -74,7 +71,7 @@ void restore(Trainer& trainer, const Checkpoint& checkpoint, const TrainState& e
 
 int train_in(const LoadedConfig& loaded, const CommandLine& command_line, RunDirectory& run) {
   const Config& config = loaded.config;
-  settle_config(loaded, run);
+  require_same_config(loaded, run);
   log::open_file(run.path() + "/log/rank0.log");
   const OpenData data = open_data(loaded);
   const CheckpointStore store(run.checkpoints());
@@ -88,6 +85,8 @@ int train_in(const LoadedConfig& loaded, const CommandLine& command_line, RunDir
   state.data_identity = data.train->identity();
   state.tokenizer_sha256 = data.train->tokenizer_sha256();
   if (from) restore(trainer, *from, TrainState(state));
+  // Only now: a config that never started must not bind the run directory to its mistake.
+  if (!run.has_config()) run.write_config(freeze(loaded));
 
   log::info(trainer.describe());
   log::info("run         " + run.path() +
@@ -115,7 +114,8 @@ int train_in(const LoadedConfig& loaded, const CommandLine& command_line, RunDir
       name = store.save(trainer.model_tensors(), trainer.optimizer_tensors(), state,
                         config.checkpoint);
     } catch (const Error& e) {
-      if (e.code() != Exit::io || config.checkpoint.on_error != "continue") throw;
+      const bool last = state.step >= make_train_plan(config).steps || stop_requested();
+      if (e.code() != Exit::io || config.checkpoint.on_error != "continue" || last) throw;
       log::warning(std::string(e.what()) + "; training goes on without this checkpoint");
       metrics.write(EventRow{state.step, "checkpoint_failed", e.what()});
       return "";

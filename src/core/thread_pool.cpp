@@ -1,6 +1,7 @@
 #include "core/thread_pool.h"
 
 #include <sched.h>
+#include <signal.h>
 
 #include <algorithm>
 #include <atomic>
@@ -55,7 +56,12 @@ struct ThreadPool::Shared {
 
 ThreadPool::ThreadPool(int threads)
     : shared_(std::make_unique<Shared>()), threads_(threads > 0 ? threads : available_cores()) {
+  // Workers inherit a mask without signals: those belong to the thread that has a stack for them.
+  sigset_t all, before;
+  sigfillset(&all);
+  ::pthread_sigmask(SIG_SETMASK, &all, &before);
   for (int w = 1; w < threads_; ++w) shared_->workers.emplace_back([this, w] { shared_->loop(w); });
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 ThreadPool::~ThreadPool() {

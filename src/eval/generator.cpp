@@ -79,8 +79,10 @@ void Generator::read(const int32_t* tokens, int64_t count) {
 int32_t Generator::next(const Sampling& sampling) {
   KLA_CHECK(position_ > 0, "next() needs a token to continue from");
   const RandomStream random(sampling.seed, "generate");
+  const int64_t N =
+      sampling.vocabulary > 0 ? std::min(sampling.vocabulary, logits_.cols()) : logits_.cols();
   const int32_t token =
-      sample_token(logits(), logits_.cols(), sampling, random, static_cast<uint64_t>(position_));
+      sample_token(logits(), N, sampling, random, static_cast<uint64_t>(position_));
   read(&token, 1);
   return token;
 }

@@ -15,6 +15,7 @@ struct Sampling {
   int64_t top_k = 0;       // keep the k most likely tokens; 0: all
   double top_p = 1;        // keep the smallest set of tokens with this probability
   uint64_t seed = 0;
+  int64_t vocabulary = 0;  // ids the tokenizer has, the model may have more rows; 0: all
 };
 
 // Draws a token from logits[0..N). `index` is the place in the random stream. Ties go to the lower

@@ -213,7 +213,7 @@ RunData read_run(const std::string& directory) {
   run.directory = directory;
   if (!file_exists(directory + "/metrics/train.jsonl") &&
       !file_exists(directory + "/metrics/eval.jsonl"))
-    throw Error(Exit::data,
+    throw Error(Exit::usage,
                 "'" + directory + "' holds no metrics/train.jsonl or metrics/eval.jsonl",
                 "give the run directory that 'kla train' printed, such as runs/quickstart/kla");
   run.config_text = read_part(run, "config.yaml");

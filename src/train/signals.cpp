@@ -5,6 +5,7 @@
 
 #include <array>
 #include <atomic>
+#include <cstddef>
 
 namespace kla {
 namespace {
@@ -12,6 +13,11 @@ namespace {
 constexpr std::array<int, 4> kSignals = {SIGINT, SIGTERM, SIGUSR1, SIGHUP};
 std::atomic<int> stop_signal{0};
 std::array<struct sigaction, kSignals.size() + 1> previous;
+
+// The handler has a stack of its own: oneDNN's generated matrix kernels use the stack pointer for
+// other things, and a handler on top of it would write into the heap.
+alignas(16) std::array<std::byte, 1 << 16> handler_stack;
+stack_t previous_stack;
 
 // Only async-signal-safe calls in here.
 extern "C" void on_signal(int number) {
@@ -28,7 +34,11 @@ SignalGuard::SignalGuard() {
   struct sigaction action {};
   action.sa_handler = on_signal;
   sigemptyset(&action.sa_mask);
-  action.sa_flags = SA_RESTART;
+  stack_t stack{};
+  stack.ss_sp = handler_stack.data();
+  stack.ss_size = handler_stack.size();
+  ::sigaltstack(&stack, &previous_stack);
+  action.sa_flags = SA_RESTART | SA_ONSTACK;
   for (size_t i = 0; i < kSignals.size(); ++i) ::sigaction(kSignals[i], &action, &previous[i]);
   action.sa_handler = SIG_IGN;
   ::sigaction(SIGPIPE, &action, &previous.back());
@@ -37,6 +47,7 @@ SignalGuard::SignalGuard() {
 SignalGuard::~SignalGuard() {
   for (size_t i = 0; i < kSignals.size(); ++i) ::sigaction(kSignals[i], &previous[i], nullptr);
   ::sigaction(SIGPIPE, &previous.back(), nullptr);
+  ::sigaltstack(&previous_stack, nullptr);
 }
 
 bool stop_requested() {

@@ -27,7 +27,7 @@ TEST(ReportCommand, WritesNothingWhenARunCannotBeRead) {
     run_report({.runs = {run, place + "/nothing"}, .output = page, .csv = ""});
     FAIL() << "a missing run was accepted";
   } catch (const Error& error) {
-    EXPECT_EQ(error.code(), Exit::data);
+    EXPECT_EQ(error.code(), Exit::usage);
     EXPECT_NE(std::string(error.what()).find(place + "/nothing"), std::string::npos);
   }
   EXPECT_FALSE(file_exists(page));

@@ -68,7 +68,7 @@ TEST(RunReader, RefusesWhatIsNoRunDirectory) {
     read_run(temporary_directory());
     FAIL() << "an empty directory was read";
   } catch (const Error& error) {
-    EXPECT_EQ(error.code(), Exit::data);
+    EXPECT_EQ(error.code(), Exit::usage);
     EXPECT_FALSE(error.remedy().empty());
   }
 }
