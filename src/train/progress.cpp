@@ -48,7 +48,7 @@ std::string format_line(const ProgressLine& p) {
   std::string line = text;
   if (p.tokens_per_second > 0) line += " | " + format_count(p.tokens_per_second) + " tok/s";
   if (p.eta_seconds >= 0) line += " | eta " + format_duration(p.eta_seconds);
-  if (p.skipped > 0) line += " | skipped " + std::to_string(p.skipped);
+  if (p.skipped > 0) line += " | skip " + std::to_string(p.skipped);
   return line;
 }
 

@@ -110,7 +110,8 @@ inline void expect_error(const ProgramEnd& end, int exit_code, const std::string
   EXPECT_EQ(end.exit_code, exit_code) << end.errors;
   const size_t line = end.errors.find("error: ");
   ASSERT_NE(line, std::string::npos) << end.errors;
-  const std::string message = end.errors.substr(line, end.errors.find('\n', line) - line);
+  const size_t begin = end.errors.rfind('\n', line) + 1;  // a config error names its place first
+  const std::string message = end.errors.substr(begin, end.errors.find('\n', line) - begin);
   EXPECT_NE(message.find(words), std::string::npos) << end.errors;
 }
 
