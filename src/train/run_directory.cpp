@@ -108,18 +108,18 @@ void RunDirectory::record_start(const RunIdentity& id, int64_t step) const {
   run["seeds"] = {{"run", id.run_seed}, {"shuffle", id.shuffle_seed}};
   run["parameters"] = {{"total", id.parameters}, {"embedding", id.embedding_parameters}};
   run["world_size"] = 1;
-  if (!run["sessions"].is_array()) run["sessions"] = Json::array();
-  run["sessions"].push_back({{"started", timestamp()}, {"from_step", step}});
+  if (!run["starts"].is_array()) run["starts"] = Json::array();
+  run["starts"].push_back({{"started", timestamp()}, {"from_step", step}});
   write_json(path_ + "/run.json", run);
 }
 
 void RunDirectory::record_end(int exit_code, int64_t step) const {
   Json run = read_json(path_ + "/run.json");
-  if (!run["sessions"].is_array() || run["sessions"].empty()) return;
-  Json& session = run["sessions"].back();
-  session["ended"] = timestamp();
-  session["to_step"] = step;
-  session["exit_code"] = exit_code;
+  if (!run["starts"].is_array() || run["starts"].empty()) return;
+  Json& last = run["starts"].back();
+  last["ended"] = timestamp();
+  last["to_step"] = step;
+  last["exit_code"] = exit_code;
   write_json(path_ + "/run.json", run);
 }
 

@@ -24,7 +24,7 @@ TEST(RunReader, ReadsWhatTrainingWrote) {
   EXPECT_LT(run.evals.back().low, run.evals.back().loss);
   EXPECT_EQ(value_of(run.record, "program.git"), "3f1c2ab4d5e6");
   EXPECT_EQ(value_of(run.record, "command_line"), "kla train configs/quickstart/kla.yaml");
-  EXPECT_EQ(value_of(run.record, "sessions.1"),
+  EXPECT_EQ(value_of(run.record, "starts.1"),
             "started 2026-01-01T00:00:00Z, from_step 0, exit_code 0");
   EXPECT_EQ(value_of(run.status, "state"), "finished");
 }

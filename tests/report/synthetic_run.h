@@ -154,7 +154,7 @@ inline std::string write_synthetic_run(const std::string& parent, const Syntheti
       R"("command_line":["kla","train","configs/quickstart/kla.yaml"],)"
       R"("config_hash":"5d41402abc4b2a76b9719d911017c592","seeds":{"run":42,"shuffle":1234},)"
       R"("parameters":{"total":3412480,"embedding":786432},)"
-      R"("sessions":[{"started":"2026-01-01T00:00:00Z","from_step":0,"exit_code":0}]})");
+      R"("starts":[{"started":"2026-01-01T00:00:00Z","from_step":0,"exit_code":0}]})");
   write_file_atomic(directory + "/status.json", R"({"state":")" + run.state + R"(","step":800})");
   write_file_atomic(directory + "/metrics/train.jsonl", train_rows(run));
   write_file_atomic(directory + "/metrics/eval.jsonl", eval_rows(run));
