@@ -90,20 +90,20 @@ TEST_F(RunDirectories, TheRecordHoldsEveryStartAndEnd) {
     EXPECT_TRUE(record.at("program").contains(key)) << key;
   for (const char* key : {"os", "cpu", "host", "cores", "memory"})
     EXPECT_TRUE(record.at("machine").contains(key)) << key;
-  ASSERT_EQ(record.at("sessions").size(), 2u);
-  EXPECT_EQ(record["sessions"][0].at("exit_code"), 75);
-  EXPECT_EQ(record["sessions"][1].at("from_step"), 10);
-  EXPECT_EQ(record["sessions"][1].at("to_step"), 20);
+  ASSERT_EQ(record.at("starts").size(), 2u);
+  EXPECT_EQ(record["starts"][0].at("exit_code"), 75);
+  EXPECT_EQ(record["starts"][1].at("from_step"), 10);
+  EXPECT_EQ(record["starts"][1].at("to_step"), 20);
 }
 
 TEST_F(RunDirectories, ADamagedRecordIsBegunAnew) {
   const RunDirectory run = RunDirectory::open(run_);
-  for (const char* damaged : {"", "{", "[]", R"({"sessions":7})", R"({"sessions":{}})"}) {
+  for (const char* damaged : {"", "{", "[]", R"({"starts":7})", R"({"starts":{}})"}) {
     write_file(run_ + "/run.json", damaged);
     run.record_end(0, 1);
     run.record_start({}, 0);
     run.record_end(0, 1);
-    EXPECT_EQ(json("run.json").at("sessions").size(), 1u) << damaged;
+    EXPECT_EQ(json("run.json").at("starts").size(), 1u) << damaged;
   }
 }
 
