@@ -9,7 +9,7 @@ CI_BUILD := build/ci
 menu:
 	@echo "make setup       install what is missing (Debian packages; needs root or sudo)"
 	@echo "make build       build/release/kla, the program"
-	@echo "make quickstart  from nothing to two trained models and a report, about 12 minutes"
+	@echo "make quickstart  from nothing to two trained models and a report, about 9 minutes on 2 cores"
 	@echo "make test        build everything with warnings as errors and run all tests"
 	@echo "make bench       speed of every op and of the training step on this machine"
 	@echo "make format      clang-format all sources"
