@@ -42,12 +42,36 @@ DeviceServices& host_services() {
   return services;
 }
 
+class Repetition final : public Recording {
+ public:
+  explicit Repetition(std::function<void()> work) : work_(std::move(work)) {}
+  void replay() override { work_(); }
+
+ private:
+  std::function<void()> work_;
+};
+
+int device_index = 0;
+
 std::array<MakeServices, kDevices>& registry() {
   static std::array<MakeServices, kDevices> makers{host_services, host_services, nullptr, nullptr};
   return makers;
 }
 
 }  // namespace
+
+std::unique_ptr<Recording> DeviceServices::record(std::function<void()> work) {
+  work();
+  return std::make_unique<Repetition>(std::move(work));
+}
+
+void choose_device(int index) {
+  device_index = index;
+}
+
+int chosen_device() {
+  return device_index;
+}
 
 DeviceServices& services_of(Device device) {
   const MakeServices make = registry()[static_cast<size_t>(device)];
