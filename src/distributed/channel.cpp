@@ -29,7 +29,7 @@ OpenChannel& mpi_channel() {
 class Alone final : public Channel {
  public:
   Alone() : Channel(0, 1) {}
-  void abort(Exit) override {}
+  void abort(Exit, bool) override {}
 
  protected:
   void start(const std::vector<Send>&, const std::vector<Receive>&) override {}
@@ -156,10 +156,6 @@ Channel::Verdict Channel::announce(const Error& error) {
     if (failed && peer < rank_) verdict.speaker = false;
   }
   return verdict;
-}
-
-void Channel::linger(double seconds) {
-  for (const auto start = Clock::now(); seconds_since(start) < seconds;) pause();
 }
 
 std::unique_ptr<Channel> open_channel(const Launch& launch, double timeout_s) {

@@ -73,9 +73,9 @@ class Channel {
     bool unanimous;  // every rank has failed: the job ends by itself
   };
   Verdict announce(const Error&);
-  // Ends the ranks that still run. Does not return where the launcher can do it.
-  virtual void abort(Exit) = 0;
-  void linger(double seconds);  // time for another rank to speak and abort
+  // Ends the ranks that still run. Where the launcher can do it, this does not return; a rank that
+  // is not the speaker leaves it the time to speak.
+  virtual void abort(Exit, bool speaker) = 0;
 
  protected:
   // What a rank says about itself outside of exchanges: an exit code it fails with, or kPresent to

@@ -17,7 +17,7 @@ class TcpChannel final : public Channel {
         mesh_(meet(launch, timeout_s)),
         peers_(static_cast<size_t>(launch.size)) {}
 
-  void abort(Exit) override {}  // the others have been told, or see our connections end
+  void abort(Exit, bool) override {}  // the others have been told, or see our connections end
 
  protected:
   void start(const std::vector<Send>& sends, const std::vector<Receive>& receives) override {

@@ -31,7 +31,10 @@ class MpiChannel final : public Channel {
   }
   ~MpiChannel() override { MPI_Finalize(); }
 
-  void abort(Exit code) override { MPI_Abort(MPI_COMM_WORLD, static_cast<int>(code)); }
+  void abort(Exit code, bool speaker) override {
+    if (!speaker) std::this_thread::sleep_for(std::chrono::seconds(5));
+    MPI_Abort(MPI_COMM_WORLD, static_cast<int>(code));
+  }
 
  protected:
   void start(const std::vector<Send>& sends, const std::vector<Receive>& receives) override {

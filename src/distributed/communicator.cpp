@@ -1,0 +1,134 @@
+#include "distributed/communicator.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "distributed/host_communicator.h"
+
+namespace kla {
+namespace {
+
+MakeCommunicator& gpu_communicator() {
+  static MakeCommunicator make = nullptr;
+  return make;
+}
+
+}  // namespace
+
+Communicator& Communicator::alone() {
+  static const std::unique_ptr<Channel> channel = open_channel(Launch(), 0);
+  static HostCommunicator communicator(*channel, services_of(Device::cpu));
+  return communicator;
+}
+
+View Communicator::part_of(View all, int rank) const {
+  KLA_CHECK(all.dense() && all.size() % size() == 0, all.describe());
+  const int64_t count = all.size() / size();
+  return View(static_cast<char*>(all.data) + rank * count * size_of(all.dtype), all.dtype, {count});
+}
+
+std::vector<std::string> Communicator::gather(const std::string& mine, const char* what) {
+  const auto n = static_cast<size_t>(size());
+  std::vector<std::string> all(n);
+  std::vector<int64_t> lengths(n);
+  const auto length = static_cast<int64_t>(mine.size());
+  std::vector<Channel::Send> sends;
+  std::vector<Channel::Receive> receives;
+  for (int peer = 0; peer < size(); ++peer) {
+    if (peer == rank()) continue;
+    sends.push_back({peer, &length, sizeof(length)});
+    receives.push_back({peer, &lengths[static_cast<size_t>(peer)], sizeof(length)});
+  }
+  channel_.exchange(sends, receives, what);
+  for (auto& send : sends) send = {send.to, mine.data(), length};
+  for (auto& receive : receives) {
+    const auto peer = static_cast<size_t>(receive.from);
+    all[peer].resize(static_cast<size_t>(lengths[peer]));
+    receive = {receive.from, all[peer].data(), lengths[peer]};
+  }
+  channel_.exchange(sends, receives, what);
+  all[static_cast<size_t>(rank())] = mine;
+  return all;
+}
+
+std::vector<double> Communicator::gather(const std::vector<double>& mine, const char* what) {
+  const std::string bytes(reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(double));
+  std::vector<double> all;
+  for (const std::string& part : gather(bytes, what)) {
+    all.resize(all.size() + part.size() / sizeof(double));
+    std::memcpy(all.data() + all.size() - part.size() / sizeof(double), part.data(), part.size());
+  }
+  return all;
+}
+
+std::string Communicator::from_root(const std::string& text, const char* what) {
+  return gather(root() ? text : "", what).front();
+}
+
+bool Communicator::any(bool mine, const char* what) {
+  const auto n = static_cast<size_t>(size());
+  std::vector<char> all(n, 0);
+  all[static_cast<size_t>(rank())] = mine;
+  std::vector<Channel::Send> sends;
+  std::vector<Channel::Receive> receives;
+  for (int peer = 0; peer < size(); ++peer) {
+    if (peer == rank()) continue;
+    sends.push_back({peer, &all[static_cast<size_t>(rank())], 1});
+    receives.push_back({peer, &all[static_cast<size_t>(peer)], 1});
+  }
+  channel_.exchange(sends, receives, what);
+  return std::any_of(all.begin(), all.end(), [](char yes) { return yes != 0; });
+}
+
+void Communicator::collect(View mine, View all, const char* what) {
+  if (!root()) return channel_.exchange({{0, mine.data, mine.bytes()}}, {}, what);
+  std::vector<Channel::Receive> receives;
+  for (int peer = 1; peer < size(); ++peer) {
+    const View part = part_of(all, peer);
+    receives.push_back({peer, part.data, part.bytes()});
+  }
+  std::memcpy(all.data, mine.data, static_cast<size_t>(mine.bytes()));
+  channel_.exchange({}, receives, what);
+}
+
+void Communicator::distribute(View all, View mine, const char* what) {
+  if (!root()) return channel_.exchange({}, {{0, mine.data, mine.bytes()}}, what);
+  std::vector<Channel::Send> sends;
+  for (int peer = 1; peer < size(); ++peer) {
+    const View part = part_of(all, peer);
+    sends.push_back({peer, part.data, part.bytes()});
+  }
+  std::memcpy(mine.data, all.data, static_cast<size_t>(mine.bytes()));
+  channel_.exchange(sends, {}, what);
+}
+
+void require_same(Communicator& communicator, const std::vector<Fact>& facts) {
+  for (const Fact& fact : facts) {
+    const std::vector<std::string> all = communicator.gather(fact.value, "the comparison of ranks");
+    for (int rank = 1; rank < communicator.size(); ++rank) {
+      const std::string& value = all[static_cast<size_t>(rank)];
+      if (value == all[0]) continue;
+      throw Error(fact.code,
+                  communicator.channel().name_of_rank(rank) + " has another " + fact.name + ": '" +
+                      value + "', rank 0 has '" + all[0] + "'",
+                  "start the same program with the same config and data everywhere");
+    }
+  }
+}
+
+std::unique_ptr<Communicator> make_communicator(Channel& channel, Device device) {
+  DeviceServices& services = services_of(device);
+  if (device != Device::cuda || channel.size() == 1)
+    return std::make_unique<HostCommunicator>(channel, services);
+  if (!gpu_communicator())
+    throw Error(Exit::usage, "several GPUs need NCCL, and this program was built without nccl.h",
+                "install NCCL's header and build again, or start one rank");
+  return gpu_communicator()(channel, services);
+}
+
+bool register_gpu_communicator(MakeCommunicator make) {
+  gpu_communicator() = make;
+  return true;
+}
+
+}  // namespace kla
