@@ -1,6 +1,9 @@
 #include "distributed/channel.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <array>
 #include <cstdio>
 
 namespace kla {
@@ -158,14 +161,44 @@ Channel::Verdict Channel::announce(const Error& error) {
   return verdict;
 }
 
-std::unique_ptr<Channel> open_channel(const Launch& launch, double timeout_s) {
-  if (launch.size == 1) return std::make_unique<Alone>();
+namespace {
+
+std::unique_ptr<Channel> open_by_launcher(const Launch& launch, double timeout_s) {
   if (launch.launcher != "torchrun" && mpi_channel()) return mpi_channel()(launch, timeout_s);
   if (!launch.address.empty()) return open_tcp_channel(launch, timeout_s);
   throw Error(Exit::usage,
               launch.launcher + " started " + std::to_string(launch.size) +
                   " ranks, but this build has no MPI",
               "build with KLA_MPI=ON, or set MASTER_ADDR and MASTER_PORT to use TCP");
+}
+
+// The host of every rank, for messages.
+std::vector<std::string> exchange_hosts(Channel& channel) {
+  using Name = std::array<char, 64>;
+  std::vector<Name> names(static_cast<size_t>(channel.size()));
+  Name& mine = names[static_cast<size_t>(channel.rank())];
+  ::gethostname(mine.data(), mine.size() - 1);
+  std::vector<Channel::Send> sends;
+  std::vector<Channel::Receive> receives;
+  for (int peer = 0; peer < channel.size(); ++peer) {
+    if (peer == channel.rank()) continue;
+    sends.push_back({peer, mine.data(), sizeof(Name)});
+    receives.push_back({peer, names[static_cast<size_t>(peer)].data(), sizeof(Name)});
+  }
+  channel.exchange(sends, receives, "the introduction of the ranks");
+  std::vector<std::string> hosts;
+  for (const Name& name : names) hosts.emplace_back(name.data());
+  return hosts;
+}
+
+}  // namespace
+
+std::unique_ptr<Channel> open_channel(const Launch& launch, double timeout_s) {
+  if (launch.size == 1) return std::make_unique<Alone>();
+  std::unique_ptr<Channel> channel = open_by_launcher(launch, timeout_s);
+  channel->set_timeout(timeout_s);
+  channel->set_hosts(exchange_hosts(*channel));
+  return channel;
 }
 
 bool register_mpi_channel(OpenChannel open) {

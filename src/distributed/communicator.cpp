@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <sstream>
 
 #include "distributed/host_communicator.h"
 
@@ -22,9 +23,9 @@ Communicator& Communicator::alone() {
 }
 
 View Communicator::part_of(View all, int rank) const {
-  KLA_CHECK(all.dense() && all.size() % size() == 0, all.describe());
+  KLA_CHECK(all.size() % size() == 0, all.describe());
   const int64_t count = all.size() / size();
-  return View(static_cast<char*>(all.data) + rank * count * size_of(all.dtype), all.dtype, {count});
+  return all.elements(rank * count, count);
 }
 
 std::vector<std::string> Communicator::gather(const std::string& mine, const char* what) {
@@ -48,16 +49,6 @@ std::vector<std::string> Communicator::gather(const std::string& mine, const cha
   }
   channel_.exchange(sends, receives, what);
   all[static_cast<size_t>(rank())] = mine;
-  return all;
-}
-
-std::vector<double> Communicator::gather(const std::vector<double>& mine, const char* what) {
-  const std::string bytes(reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(double));
-  std::vector<double> all;
-  for (const std::string& part : gather(bytes, what)) {
-    all.resize(all.size() + part.size() / sizeof(double));
-    std::memcpy(all.data() + all.size() - part.size() / sizeof(double), part.data(), part.size());
-  }
   return all;
 }
 
@@ -103,15 +94,20 @@ void Communicator::distribute(View all, View mine, const char* what) {
 }
 
 void require_same(Communicator& communicator, const std::vector<Fact>& facts) {
-  for (const Fact& fact : facts) {
-    const std::vector<std::string> all = communicator.gather(fact.value, "the comparison of ranks");
-    for (int rank = 1; rank < communicator.size(); ++rank) {
-      const std::string& value = all[static_cast<size_t>(rank)];
-      if (value == all[0]) continue;
+  std::string mine;
+  for (const Fact& fact : facts) mine += fact.value + '\0';
+  const std::vector<std::string> all = communicator.gather(mine, "the comparison of the ranks");
+  for (int rank = 1; rank < communicator.size(); ++rank) {
+    std::istringstream ours(all[0]), theirs(all[static_cast<size_t>(rank)]);
+    for (const Fact& fact : facts) {
+      std::string here, there;
+      std::getline(ours, here, '\0');
+      std::getline(theirs, there, '\0');
+      if (here == there) continue;
       throw Error(fact.code,
-                  communicator.channel().name_of_rank(rank) + " has another " + fact.name + ": '" +
-                      value + "', rank 0 has '" + all[0] + "'",
-                  "start the same program with the same config and data everywhere");
+                  communicator.channel().name_of_rank(rank) + " differs from rank 0: " + fact.name +
+                      " is '" + there + "' there, '" + here + "' on rank 0",
+                  "start the same program with the same config and data on every rank");
     }
   }
 }

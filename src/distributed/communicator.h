@@ -36,7 +36,15 @@ class Communicator {
 
   // Small things: of all ranks, in order, on every rank.
   std::vector<std::string> gather(const std::string& mine, const char* what);
-  std::vector<double> gather(const std::vector<double>& mine, const char* what);
+  template <class T>
+  std::vector<T> gather(const std::vector<T>& mine, const char* what) {
+    std::vector<T> all;
+    for (const std::string& part : gather(bytes_of(mine.data(), mine.size() * sizeof(T)), what)) {
+      const auto* values = reinterpret_cast<const T*>(part.data());
+      all.insert(all.end(), values, values + part.size() / sizeof(T));
+    }
+    return all;
+  }
   std::string from_root(const std::string& text, const char* what);
   bool any(bool mine, const char* what);
   void barrier(const char* what) { any(false, what); }
@@ -49,13 +57,17 @@ class Communicator {
   View part_of(View all, int rank) const;
 
  private:
+  static std::string bytes_of(const void* data, size_t bytes) {
+    return {static_cast<const char*>(data), bytes};
+  }
   Channel& channel_;
 };
 
-// Throws what was not the same on rank 0: Error{code} naming the first rank that differs, and how.
+// What must be the same on every rank, the program's version first: Error{code} naming the first
+// rank that differs from rank 0, and in what.
 struct Fact {
   std::string name, value;
-  Exit code;  // of a difference
+  Exit code = Exit::usage;  // of a difference
 };
 void require_same(Communicator&, const std::vector<Fact>&);
 

@@ -13,10 +13,6 @@ void add_elements(T* to, const T* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] += from[i];
 }
 
-void* at(View view, int64_t element) {
-  return static_cast<char*>(view.data) + element * size_of(view.dtype);
-}
-
 }  // namespace
 
 // Part by part in pieces: every rank sends each other one its piece of that rank's part, and sums
@@ -31,7 +27,7 @@ void HostCommunicator::reduce_scatter_on_host(View all) {
     std::vector<Channel::Receive> receives;
     for (int peer = 0; peer < size(); ++peer) {
       std::byte* place = parts_.data() + peer * bytes;
-      const void* theirs = at(part_of(all, peer), first);
+      const void* theirs = part_of(all, peer).elements(first, count).data;
       if (peer == rank()) {
         std::memcpy(place, theirs, static_cast<size_t>(bytes));
       } else {
@@ -45,7 +41,8 @@ void HostCommunicator::reduce_scatter_on_host(View all) {
     } else {
       sum_parts<double>(count);
     }
-    std::memcpy(at(part_of(all, rank()), first), parts_.data(), static_cast<size_t>(bytes));
+    std::memcpy(part_of(all, rank()).elements(first, count).data, parts_.data(),
+                static_cast<size_t>(bytes));
   }
 }
 

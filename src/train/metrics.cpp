@@ -102,6 +102,7 @@ void rebuild_csv(const std::string& directory) {
 }
 
 void append(File& file, const Json& row) {
+  if (!file.is_open()) return;
   file.write(row.dump(-1, ' ', true, Json::error_handler_t::replace) + "\n");
 }
 
@@ -141,6 +142,7 @@ void MetricsWriter::write(const EventRow& r) {
 }
 
 void MetricsWriter::sync() {
+  if (!train_.is_open()) return;
   train_.sync();
   eval_.sync();
 }

@@ -88,6 +88,7 @@ void RunDirectory::write_config(const std::string& frozen) const {
 }
 
 void RunDirectory::record_start(const RunIdentity& id, int64_t step) const {
+  if (path_.empty()) return;
   Json run = read_json(path_ + "/run.json");
   run["format"] = 1;
   run["program"] = {{"version", KLA_VERSION},
@@ -107,13 +108,15 @@ void RunDirectory::record_start(const RunIdentity& id, int64_t step) const {
   run["tokenizer_sha256"] = id.tokenizer_sha256;
   run["seeds"] = {{"run", id.run_seed}, {"shuffle", id.shuffle_seed}};
   run["parameters"] = {{"total", id.parameters}, {"embedding", id.embedding_parameters}};
-  run["world_size"] = 1;
+  run["world_size"] = id.ranks;
   if (!run["starts"].is_array()) run["starts"] = Json::array();
-  run["starts"].push_back({{"started", timestamp()}, {"from_step", step}});
+  run["starts"].push_back(
+      {{"started", timestamp()}, {"from_step", step}, {"world_size", id.ranks}});
   write_json(path_ + "/run.json", run);
 }
 
 void RunDirectory::record_end(int exit_code, int64_t step) const {
+  if (path_.empty()) return;
   Json run = read_json(path_ + "/run.json");
   if (!run["starts"].is_array() || run["starts"].empty()) return;
   Json& last = run["starts"].back();
@@ -124,6 +127,7 @@ void RunDirectory::record_end(int exit_code, int64_t step) const {
 }
 
 void RunDirectory::record_failure(int exit_code, const std::string& why) const {
+  if (path_.empty()) return;
   try {
     Json status = read_json(path_ + "/status.json");
     status["state"] = "failed";
@@ -137,6 +141,7 @@ void RunDirectory::record_failure(int exit_code, const std::string& why) const {
 }
 
 void RunDirectory::write_status(const RunStatus& s) const {
+  if (path_.empty()) return;
   Json status = {{"state", s.state},    {"step", s.step},
                  {"steps", s.steps},    {"tokens", s.tokens},
                  {"time", timestamp()}, {"pid", ::getpid()},
