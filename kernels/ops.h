@@ -89,11 +89,7 @@ struct MixerPrepParameters {
   View b_bias;          // [H] acc
   View a_log;           // [H] acc, dual_mamba
   View a_bias;          // [H] acc: dt_bias of dual_mamba, bias of dual_logsigmoid
-<<<<<<< HEAD
-  View theta;           // [1] or, one per head, [H] acc: logit of the learned scalar
-=======
   View theta;           // [1] (one for all heads) or [H] acc: logit of the rule's learned scalar
->>>>>>> f7ef5dc
 };
 
 // The raw inputs of a mixer and where it stands in its sequence; used by forward and backward.
