@@ -10,6 +10,7 @@
 #include "commands/setup.h"
 #include "config/freeze.h"
 #include "core/log.h"
+#include "distributed/host_communicator.h"
 #include "distributed/job.h"
 #include "train/signals.h"
 #include "train/trainer.h"
@@ -214,6 +215,12 @@ int train_as_rank(const LoadedConfig& loaded, const CommandLine& command_line, C
   }
 }
 
+void print_plan(const Config& config, const Launch& launch) {
+  const auto channel = plan_channel(launch);
+  HostCommunicator ranks(*channel, services_of(Device::cpu));
+  std::printf("%s\n", Trainer(config, TrainData{}, true, ranks).describe().c_str());
+}
+
 }  // namespace
 
 int train_command(const CommandLine& command_line) {
@@ -236,11 +243,11 @@ int train_command(const CommandLine& command_line) {
                           : a.quiet       ? log::Level::warning
                           : a.verbose     ? log::Level::debug
                                           : log::Level::info);
+  if (launch.size > 1) log::set_plain();
   choose_device(launch.local_rank);
   register_model_choices();
   if (a.dry_run) {
-    Trainer plan(load(a).config, TrainData{}, true);
-    std::printf("%s\n", plan.describe().c_str());
+    if (launch.rank == 0) print_plan(load(a).config, launch);
     return 0;
   }
 

@@ -28,14 +28,16 @@ OpenChannel& mpi_channel() {
   return open;
 }
 
-// One rank: nobody to talk to.
+// One rank, or one of several that are only imagined: nobody to talk to.
 class Alone final : public Channel {
  public:
-  Alone() : Channel(0, 1) {}
+  Alone(int rank, int size) : Channel(rank, size) {}
   void abort(Exit, bool) override {}
 
  protected:
-  void start(const std::vector<Send>&, const std::vector<Receive>&) override {}
+  void start(const std::vector<Send>&, const std::vector<Receive>&) override {
+    KLA_CHECK(size() == 1, "a plan exchanges nothing");
+  }
   bool advance() override { return true; }
   void pause() override {}
   void tell_all(Signal) noexcept override {}
@@ -193,8 +195,12 @@ std::vector<std::string> exchange_hosts(Channel& channel) {
 
 }  // namespace
 
+std::unique_ptr<Channel> plan_channel(const Launch& launch) {
+  return std::make_unique<Alone>(launch.rank, launch.size);
+}
+
 std::unique_ptr<Channel> open_channel(const Launch& launch, double timeout_s) {
-  if (launch.size == 1) return std::make_unique<Alone>();
+  if (launch.size == 1) return plan_channel(launch);
   std::unique_ptr<Channel> channel = open_by_launcher(launch, timeout_s);
   channel->set_timeout(timeout_s);
   channel->set_hosts(exchange_hosts(*channel));

@@ -121,6 +121,8 @@ class Patience {
 // TCP to the launch's address. Waits up to `timeout_s` for the other ranks. Error{usage,
 // distributed}.
 std::unique_ptr<Channel> open_channel(const Launch&, double timeout_s);
+// Knows rank and size and exchanges nothing: for the memory plan of a run of several ranks.
+std::unique_ptr<Channel> plan_channel(const Launch&);
 std::unique_ptr<Channel> open_tcp_channel(const Launch&, double timeout_s);
 
 // mpi/ registers itself before main() where it is built in.

@@ -28,28 +28,30 @@ View Communicator::part_of(View all, int rank) const {
   return all.elements(rank * count, count);
 }
 
-std::vector<std::string> Communicator::gather(const std::string& mine, const char* what) {
-  const auto n = static_cast<size_t>(size());
-  std::vector<std::string> all(n);
-  std::vector<int64_t> lengths(n);
-  const auto length = static_cast<int64_t>(mine.size());
+void Communicator::gather_bytes(const void* mine, void* all, int64_t bytes, const char* what) {
   std::vector<Channel::Send> sends;
   std::vector<Channel::Receive> receives;
   for (int peer = 0; peer < size(); ++peer) {
-    if (peer == rank()) continue;
-    sends.push_back({peer, &length, sizeof(length)});
-    receives.push_back({peer, &lengths[static_cast<size_t>(peer)], sizeof(length)});
+    char* place = static_cast<char*>(all) + peer * bytes;
+    if (peer == rank()) {
+      std::copy_n(static_cast<const char*>(mine), bytes, place);
+    } else {
+      sends.push_back({peer, mine, bytes});
+      receives.push_back({peer, place, bytes});
+    }
   }
   channel_.exchange(sends, receives, what);
-  for (auto& send : sends) send = {send.to, mine.data(), length};
-  for (auto& receive : receives) {
-    const auto peer = static_cast<size_t>(receive.from);
-    all[peer].resize(static_cast<size_t>(lengths[peer]));
-    receive = {receive.from, all[peer].data(), lengths[peer]};
-  }
-  channel_.exchange(sends, receives, what);
-  all[static_cast<size_t>(rank())] = mine;
-  return all;
+}
+
+std::vector<std::string> Communicator::gather(const std::string& mine, const char* what) {
+  const std::vector<size_t> lengths = gather(std::vector<size_t>{mine.size()}, what);
+  std::vector<char> padded(*std::max_element(lengths.begin(), lengths.end()));
+  std::copy(mine.begin(), mine.end(), padded.begin());
+  const std::vector<char> all = gather(padded, what);
+  std::vector<std::string> texts;
+  for (size_t i = 0; i < lengths.size(); ++i)
+    texts.emplace_back(all.data() + i * padded.size(), lengths[i]);
+  return texts;
 }
 
 std::string Communicator::from_root(const std::string& text, const char* what) {
@@ -57,17 +59,7 @@ std::string Communicator::from_root(const std::string& text, const char* what) {
 }
 
 bool Communicator::any(bool mine, const char* what) {
-  const auto n = static_cast<size_t>(size());
-  std::vector<char> all(n, 0);
-  all[static_cast<size_t>(rank())] = mine;
-  std::vector<Channel::Send> sends;
-  std::vector<Channel::Receive> receives;
-  for (int peer = 0; peer < size(); ++peer) {
-    if (peer == rank()) continue;
-    sends.push_back({peer, &all[static_cast<size_t>(rank())], 1});
-    receives.push_back({peer, &all[static_cast<size_t>(peer)], 1});
-  }
-  channel_.exchange(sends, receives, what);
+  const std::vector<char> all = gather(std::vector<char>{mine}, what);
   return std::any_of(all.begin(), all.end(), [](char yes) { return yes != 0; });
 }
 

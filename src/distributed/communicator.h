@@ -34,15 +34,12 @@ class Communicator {
   virtual void all_gather(View all) = 0;      // every part as its owner has it
   virtual void broadcast(View all) = 0;       // as the root has it
 
-  // Small things: of all ranks, in order, on every rank.
+  // Small things: of all ranks, in order, on every rank. Numbers: as many of each rank.
   std::vector<std::string> gather(const std::string& mine, const char* what);
   template <class T>
   std::vector<T> gather(const std::vector<T>& mine, const char* what) {
-    std::vector<T> all;
-    for (const std::string& part : gather(bytes_of(mine.data(), mine.size() * sizeof(T)), what)) {
-      const auto* values = reinterpret_cast<const T*>(part.data());
-      all.insert(all.end(), values, values + part.size() / sizeof(T));
-    }
+    std::vector<T> all(mine.size() * static_cast<size_t>(size()));
+    gather_bytes(mine.data(), all.data(), static_cast<int64_t>(mine.size() * sizeof(T)), what);
     return all;
   }
   std::string from_root(const std::string& text, const char* what);
@@ -57,9 +54,8 @@ class Communicator {
   View part_of(View all, int rank) const;
 
  private:
-  static std::string bytes_of(const void* data, size_t bytes) {
-    return {static_cast<const char*>(data), bytes};
-  }
+  void gather_bytes(const void* mine, void* all, int64_t bytes, const char* what);
+
   Channel& channel_;
 };
 

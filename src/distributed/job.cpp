@@ -10,8 +10,8 @@ int end_with(Channel& channel, const Error& error, const Report& report) {
   const Channel::Verdict verdict = channel.announce(error);
   int code = static_cast<int>(error.code());
   if (verdict.speaker) {
-    const bool common = verdict.unanimous || channel.rank() == 0 ||
-                        error.code() == Exit::distributed;
+    const bool common =
+        verdict.unanimous || channel.rank() == 0 || error.code() == Exit::distributed;
     code = report(error, common ? "" : channel.name_of_rank(channel.rank()) + ": ");
   }
   if (!verdict.unanimous) channel.abort(error.code(), verdict.speaker);

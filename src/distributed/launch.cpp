@@ -108,8 +108,8 @@ Launch detect_launch(const Environment& environment) {
                  .value_or(Launch());
   }
   read_address(variables, launch);
-  if (launch.launcher == "srun" && launch.address.empty() &&
-      variables.has("SLURM_STEP_NODELIST") && variables.has("SLURM_JOB_ID")) {
+  if (launch.launcher == "srun" && launch.address.empty() && variables.has("SLURM_STEP_NODELIST") &&
+      variables.has("SLURM_JOB_ID")) {
     launch.address = first_host(variables.text("SLURM_STEP_NODELIST"));
     launch.port = 20000 + variables.number("SLURM_JOB_ID", 0, 1 << 30) % 20000;
   }

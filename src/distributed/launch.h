@@ -9,9 +9,9 @@ namespace kla {
 
 struct Launch {
   int rank = 0, size = 1;
-  int local_rank = 0;       // among the ranks of this host: which of its GPUs is ours
-  std::string launcher;     // "mpirun", "srun" or "torchrun"; empty: started alone
-  std::string address;      // where rank 0 listens, if the launcher says so
+  int local_rank = 0;    // among the ranks of this host: which of its GPUs is ours
+  std::string launcher;  // "mpirun", "srun" or "torchrun"; empty: started alone
+  std::string address;   // where rank 0 listens, if the launcher says so
   int port = 0;
 };
 

@@ -109,9 +109,10 @@ Socket Socket::connect(const std::string& host, int port, Deadline deadline) {
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   } while (Clock::now() < deadline);
-  throw Error(Exit::distributed,
-              "nobody listens at " + host + ", port " + std::to_string(port) + ": is rank 0 running?",
-              "look at rank 0's output; a firewall may be in between");
+  throw Error(
+      Exit::distributed,
+      "nobody listens at " + host + ", port " + std::to_string(port) + ": is rank 0 running?",
+      "look at rank 0's output; a firewall may be in between");
 }
 
 std::optional<Socket> Socket::accept(std::chrono::milliseconds wait) const {

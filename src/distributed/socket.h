@@ -34,8 +34,8 @@ class Socket {
   int64_t send_some(const void* data, int64_t bytes) const;
   int64_t receive_some(void* data, int64_t bytes) const;
 
-  int port() const;             // our own
-  std::string peer() const;     // numeric address of the other side
+  int port() const;          // our own
+  std::string peer() const;  // numeric address of the other side
   int descriptor() const { return descriptor_; }
   bool is_open() const { return descriptor_ >= 0; }
 

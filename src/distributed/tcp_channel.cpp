@@ -46,9 +46,10 @@ class TcpChannel final : public Channel {
     std::vector<pollfd> waiting;
     for (int i = 0; i < size(); ++i) {
       if (i == rank() || peer(i).gone) continue;
-      const int events = (peer(i).receives.empty() ? 0 : POLLIN) | (peer(i).sends.empty() ? 0 : POLLOUT);
-      waiting.push_back({mesh_.data[static_cast<size_t>(i)].descriptor(),
-                         static_cast<short>(events), 0});
+      const int events =
+          (peer(i).receives.empty() ? 0 : POLLIN) | (peer(i).sends.empty() ? 0 : POLLOUT);
+      waiting.push_back(
+          {mesh_.data[static_cast<size_t>(i)].descriptor(), static_cast<short>(events), 0});
     }
     ::poll(waiting.data(), waiting.size(), 1);
   }

@@ -43,12 +43,13 @@ std::vector<std::vector<float>> score_together(Scorer& scorer, const std::vector
   std::vector<float> mine;
   for (const auto& losses : scorer.score({windows.begin() + begin, windows.begin() + end}))
     mine.insert(mine.end(), losses.begin(), losses.end());
-  const std::vector<float> all = share.gather(mine);
+  const int64_t most = scorer.rows() * windows.front().targets();  // only the last may be short
+  const std::vector<float> all = share.gather(mine, most);
   std::vector<std::vector<float>> losses;
-  auto next = all.begin();
-  for (const Window& window : windows) {
-    losses.emplace_back(next, next + window.targets());
-    next += window.targets();
+  for (int64_t w = 0; w < n; ++w) {
+    const auto first = all.begin() + w / scorer.rows() * most +
+                       w % scorer.rows() * windows.front().targets();
+    losses.emplace_back(first, first + windows[static_cast<size_t>(w)].targets());
   }
   return losses;
 }

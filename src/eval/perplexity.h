@@ -32,11 +32,11 @@ struct Perplexity {
 std::string describe(const Perplexity&);
 
 // One of several processes that score together: of `size` batches of windows in a row, this one
-// does number `rank`, and `gather` returns the losses of all of them in that order. Every process
-// gets the same result, the one that a single process gets.
+// does number `rank`, and `gather` returns the losses of all of them in that order, each filled up
+// to `most` numbers. Every process gets the same result, the one that a single process gets.
 struct EvaluationShare {
   int rank = 0, size = 1;
-  std::function<std::vector<float>(const std::vector<float>& mine)> gather;
+  std::function<std::vector<float>(std::vector<float> mine, int64_t most)> gather;
 };
 
 struct PerplexityOptions {

@@ -267,7 +267,8 @@ bool Trainer::crossed(int64_t interval) const {
 // Scores the validation set at every context length; false if a signal came in between.
 bool Trainer::evaluate(MetricsWriter& metrics, bool whole_set) {
   struct Interrupted {};
-  const auto gather = [&](const std::vector<float>& losses) {
+  const auto gather = [&](std::vector<float> losses, int64_t most) {
+    losses.resize(static_cast<size_t>(most));
     return ranks_.gather(losses, "the evaluation");
   };
   for (size_t i = 0; i < scorers_.size(); ++i) {
