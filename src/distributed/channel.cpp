@@ -35,6 +35,7 @@ class Alone final : public Channel {
   void abort(Exit, bool) override {}
 
  protected:
+  void drop() noexcept override {}
   void start(const std::vector<Send>&, const std::vector<Receive>&) override {
     KLA_CHECK(size() == 1, "a plan exchanges nothing");
   }
@@ -65,10 +66,15 @@ std::string Channel::name_of_rank(int rank) const {
 void Channel::exchange(const std::vector<Send>& sends, const std::vector<Receive>& receives,
                        const char* what) {
   const auto since = Clock::now();
-  start(sends, receives);
-  while (!advance()) {
-    watch(since, what);
-    pause();
+  try {
+    start(sends, receives);
+    while (!advance()) {
+      watch(since, what);
+      pause();
+    }
+  } catch (...) {
+    drop();  // the memory of the messages goes away
+    throw;
   }
 }
 
@@ -90,18 +96,13 @@ void Channel::listen() {
 }
 
 void Channel::require_all_well(const char* what) {
-  std::vector<int> gone;
-  bool roll_called = false;
+  bool alarm = false;
   for (int peer = 0; peer < size_; ++peer) {
     const Signal signal = heard_[static_cast<size_t>(peer)];
-    if (signal == kGone) gone.push_back(peer);
-    // One that has lost a third rank only knows that we will hear of it soon.
-    roll_called |= signal == kPresent || signal == static_cast<Signal>(Exit::distributed);
-    if (signal > kPresent && signal != static_cast<Signal>(Exit::distributed))
-      throw PeerFailed(peer, static_cast<Exit>(signal));
+    if (signal > kPresent && signal != kLost) throw PeerFailed(peer, static_cast<Exit>(signal));
+    alarm |= signal != kSilent;
   }
-  if (!gone.empty()) lose(gone, std::string("lost its connection during ") + what);
-  if (roll_called) call_the_roll(what);
+  if (alarm) call_the_roll(what);
 }
 
 // Every rank that waits in an exchange hears the call and answers it by calling itself. Whoever is
@@ -109,26 +110,35 @@ void Channel::require_all_well(const char* what) {
 void Channel::call_the_roll(const char* what) {
   tell_all(kPresent);
   wait_for_answers(kAnswerSeconds);
-  std::vector<int> missing;
+  std::vector<int> gone, silent;
+  bool others_know = false;
   for (int peer = 0; peer < size_; ++peer) {
     const Signal signal = heard_[static_cast<size_t>(peer)];
-    if (peer != rank_ && (signal == kSilent || signal == kGone)) missing.push_back(peer);
+    if (peer == rank_) continue;
+    if (signal == kGone) gone.push_back(peer);
+    if (signal == kSilent) silent.push_back(peer);
+    others_know |= signal == kLost;
   }
-  lose(missing, std::string("did not take part in ") + what + " within " + in_seconds(timeout_));
+  if (!gone.empty()) lose(gone, std::string("lost its connection during ") + what);
+  const std::string late = std::string(what) + " within " + in_seconds(timeout_);
+  if (!silent.empty()) lose(silent, "did not take part in " + late);
+  // All are there: the one that was missing may be this one, awake again.
+  throw LostRank("every rank answers, but not all took part in " + late,
+                 rank_ == 0 && !others_know);
 }
 
-bool Channel::wait_for_answers(double seconds) {
+// Until every rank has said something, or has gone.
+void Channel::wait_for_answers(double seconds) {
   const auto start = Clock::now();
   auto all_answered = [&] {
     for (int peer = 0; peer < size_; ++peer)
       if (peer != rank_ && heard_[static_cast<size_t>(peer)] == kSilent) return false;
     return true;
   };
-  for (listen(); !all_answered(); listen()) {
-    if (seconds_since(start) > seconds) return false;
+  for (listen(); !all_answered() && seconds_since(start) < seconds; listen()) {
+    advance();  // also notices the end of a connection
     pause();
   }
-  return true;
 }
 
 void Channel::lose(const std::vector<int>& missing, const std::string& why) const {
@@ -138,13 +148,12 @@ void Channel::lose(const std::vector<int>& missing, const std::string& why) cons
     if (peer == lowest) ++lowest;
     names += (names.empty() ? "" : ", ") + name_of_rank(peer);
   }
-  if (missing.empty()) names = "every rank answers, but the exchange";
   throw LostRank(names + " " + why, lowest == rank_);
 }
 
 Channel::Verdict Channel::announce(const Error& error) {
   if (const auto* lost = dynamic_cast<const LostRank*>(&error)) {
-    tell_all(static_cast<Signal>(Exit::distributed));
+    tell_all(kLost);
     return {lost->speaker(), false};
   }
   if (dynamic_cast<const PeerFailed*>(&error)) {

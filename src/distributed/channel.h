@@ -81,10 +81,12 @@ class Channel {
   // What a rank says about itself outside of exchanges: an exit code it fails with, or kPresent to
   // answer the roll. A lost connection is known by itself.
   using Signal = int32_t;
-  static constexpr Signal kSilent = -1, kPresent = 0, kGone = -2;
+  static constexpr Signal kSilent = -1, kGone = -2, kPresent = 0;
+  static constexpr Signal kLost = static_cast<Signal>(Exit::distributed);  // another rank, that is
 
   virtual void start(const std::vector<Send>&, const std::vector<Receive>&) = 0;
   virtual bool advance() = 0;                  // makes progress; true once all is exchanged
+  virtual void drop() noexcept = 0;            // forgets what is not exchanged
   virtual void pause() = 0;                    // a moment without work: at most a millisecond
   virtual void tell_all(Signal) noexcept = 0;  // does not wait
   virtual Signal hear(int rank) = 0;           // the next signal of a rank, or kSilent, or kGone
@@ -92,7 +94,7 @@ class Channel {
  private:
   void listen();
   void require_all_well(const char* what);
-  bool wait_for_answers(double seconds);
+  void wait_for_answers(double seconds);
   [[noreturn]] void call_the_roll(const char* what);
   [[noreturn]] void lose(const std::vector<int>& missing, const std::string& why) const;
 

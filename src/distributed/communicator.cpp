@@ -55,7 +55,18 @@ std::vector<std::string> Communicator::gather(const std::string& mine, const cha
 }
 
 std::string Communicator::from_root(const std::string& text, const char* what) {
-  return gather(root() ? text : "", what).front();
+  std::string result = root() ? text : "";
+  int64_t length = static_cast<int64_t>(text.size());
+  const auto pass_on = [&](void* data, int64_t bytes) {
+    if (!root()) return channel_.exchange({}, {{0, data, bytes}}, what);
+    std::vector<Channel::Send> sends;
+    for (int peer = 1; peer < size(); ++peer) sends.push_back({peer, data, bytes});
+    channel_.exchange(sends, {}, what);
+  };
+  pass_on(&length, sizeof(length));
+  result.resize(static_cast<size_t>(length));
+  pass_on(result.data(), length);
+  return result;
 }
 
 bool Communicator::any(bool mine, const char* what) {

@@ -42,7 +42,7 @@ class Communicator {
     gather_bytes(mine.data(), all.data(), static_cast<int64_t>(mine.size() * sizeof(T)), what);
     return all;
   }
-  std::string from_root(const std::string& text, const char* what);
+  std::string from_root(const std::string& text, const char* what);  // which waits for nobody
   bool any(bool mine, const char* what);
   void barrier(const char* what) { any(false, what); }
 

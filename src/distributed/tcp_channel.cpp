@@ -42,6 +42,13 @@ class TcpChannel final : public Channel {
     return all_done;
   }
 
+  void drop() noexcept override {
+    for (Peer& p : peers_) {
+      p.sends.clear();
+      p.receives.clear();
+    }
+  }
+
   void pause() override {
     std::vector<pollfd> waiting;
     for (int i = 0; i < size(); ++i) {

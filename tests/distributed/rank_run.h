@@ -27,17 +27,15 @@ class RankRun : public MicroRun {
     if (!have_mpirun()) GTEST_SKIP() << "mpirun is not installed (openmpi-bin)";
   }
 
-  // For mpirun in a container as root, with more ranks than cores, and no ptrace between ranks.
+  // For mpirun as root in a container, with more ranks than cores and no ptrace between them; and
+  // without the second it gives ranks to die.
   static std::vector<std::string> mpirun(int ranks) {
-    return {"mpirun",
-            "--oversubscribe",
-            "--bind-to",
-            "none",
-            "--mca",
-            "btl_vader_single_copy_mechanism",
-            "none",
-            "-n",
-            std::to_string(ranks)};
+    std::vector<std::string> words = {"mpirun", "--oversubscribe", "--bind-to", "none"};
+    const std::map<std::string, std::string> parameters = {
+        {"btl_vader_single_copy_mechanism", "none"}, {"odls_base_sigkill_timeout", "0"}};
+    for (const auto& [name, value] : parameters) words.insert(words.end(), {"--mca", name, value});
+    words.insert(words.end(), {"-n", std::to_string(ranks)});
+    return words;
   }
   static Wrapping under_mpirun(int ranks) {
     return {mpirun(ranks),

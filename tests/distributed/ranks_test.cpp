@@ -24,21 +24,26 @@ void expect_same_result(const RunResult& result, const RunResult& expected) {
   EXPECT_TRUE(result.optimizer == expected.optimizer) << "the optimizer state differs";
 }
 
+// Twenty steps of warm-up. Later, training itself lets any difference of rounding grow: two orders
+// of summation on one rank then differ as much as two numbers of ranks.
 TEST_F(Ranks, GiveTheSameLosses) {
-  ASSERT_EQ(kla(shared("one")).exit_code, 0);
+  const std::vector<std::string> gentle = {"train.max_tokens=5120", "schedule.warmup_tokens=5120",
+                                           "optim.lr=1e-3", "log.interval_steps=1"};
+  ASSERT_EQ(kla(shared("one", gentle)).exit_code, 0);
   const std::vector<double> expected = losses_of(at("one"));
-  ASSERT_EQ(expected.size(), 28u);
+  ASSERT_EQ(expected.size(), 23u);  // 20 steps, 3 evaluations
   for (int ranks : {2, 4}) {
     const std::string name = "on_" + std::to_string(ranks);
-    const ProgramEnd end = run_on(ranks, shared(name));
+    const ProgramEnd end = run_on(ranks, shared(name, gentle));
     ASSERT_EQ(end.exit_code, 0) << end.errors;
     EXPECT_EQ(count_of(end.output, "finished: "), 1) << "rank 0 speaks alone";
     const std::vector<double> losses = losses_of(at(name));
     ASSERT_EQ(losses.size(), expected.size());
     for (size_t i = 0; i < losses.size(); ++i) EXPECT_NEAR(losses[i], expected[i], 1e-6) << i;
   }
-  // Control: another split of the data is seen by the comparison.
-  ASSERT_EQ(run_on(2, shared("other", {"data.shuffle_seed=5"})).exit_code, 0);
+  // Control: other samples are seen by the comparison.
+  ASSERT_EQ(run_on(2, shared("other", {"data.shuffle_seed=5", "train.max_tokens=256"})).exit_code,
+            0);
   EXPECT_GT(std::abs(losses_of(at("other"))[0] - expected[0]), 1e-6);
 }
 
@@ -111,8 +116,9 @@ TEST_F(Ranks, HoldAShareOfTheOptimizerState) {
   const double whole = memory_of(kla(shared("memory_1")).output);
   EXPECT_NEAR(memory_of(end.output), whole / 4, 0.02 * whole);
 
-  const ProgramEnd plan = run(shared("plan", {"--dry-run"}), {{"env", "RANK=0", "WORLD_SIZE=4",
-                                                               "MASTER_ADDR=nowhere", "MASTER_PORT=1"}, {}});
+  const ProgramEnd plan =
+      run(shared("plan", {"--dry-run"}),
+          {{"env", "RANK=0", "WORLD_SIZE=4", "MASTER_ADDR=nowhere", "MASTER_PORT=1"}, {}});
   EXPECT_EQ(plan.exit_code, 0) << plan.errors;
   EXPECT_EQ(memory_of(plan.output), memory_of(end.output));
 }

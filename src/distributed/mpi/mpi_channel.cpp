@@ -62,6 +62,15 @@ class MpiChannel final : public Channel {
     return done != 0;
   }
 
+  void drop() noexcept override {
+    for (MPI_Request& request : requests_) {
+      if (request == MPI_REQUEST_NULL) continue;
+      MPI_Cancel(&request);
+      MPI_Request_free(&request);
+    }
+    requests_.clear();
+  }
+
   // The first rounds only give way: most waits are short.
   void pause() override {
     constexpr int kYields = 200;
