@@ -102,6 +102,9 @@ class GpuServices final : public DeviceServices {
            ", compute capability " + std::to_string(properties_.major) + "." +
            std::to_string(properties_.minor);
   }
+#ifndef KLA_SIMT
+  std::vector<std::string> libraries() const override { return library_versions(); }
+#endif
   int64_t free_bytes() const override {
     size_t free = 0, total = 0;
     KLA_CUDA_CHECK(cudaMemGetInfo(&free, &total));
