@@ -129,6 +129,10 @@ class GpuServices final : public DeviceServices {
         cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_));
     synchronize();
   }
+  void copy(void* to, const void* from, int64_t bytes) override {
+    KLA_CUDA_CHECK(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice,
+                                   stream_));
+  }
   void fill(void* device, uint8_t byte, int64_t bytes) override {
     KLA_CUDA_CHECK(cudaMemsetAsync(device, byte, static_cast<size_t>(bytes), stream_));
   }

@@ -31,6 +31,9 @@ class HostServices final : public DeviceServices {
   void download(void* host, const void* device, int64_t bytes) override {
     std::memcpy(host, device, static_cast<size_t>(bytes));
   }
+  void copy(void* to, const void* from, int64_t bytes) override {
+    std::memcpy(to, from, static_cast<size_t>(bytes));
+  }
   void fill(void* device, uint8_t byte, int64_t bytes) override {
     std::memset(device, byte, static_cast<size_t>(bytes));
   }
