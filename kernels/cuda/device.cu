@@ -159,7 +159,7 @@ class GpuServices final : public DeviceServices {
                   std::string("device.backend: no NVIDIA GPU can be used here: ") +
                       (error != cudaSuccess ? cudaGetErrorString(error) : "none is visible"),
                   "check `nvidia-smi` and CUDA_VISIBLE_DEVICES, or choose device.backend: cpu");
-    const int index = chosen_device();
+    const int index = device_in_use();
     if (index >= devices)
       throw Error(Exit::usage,
                   "device.backend: rank " + std::to_string(index) +
