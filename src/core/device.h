@@ -65,8 +65,8 @@ bool register_services(Device, MakeServices make);
 
 // Which of the machine's devices this process takes: its rank on this node. Counts only before the
 // first services_of().
-void choose_device(int index);
-int chosen_device();
+void use_device(int index);
+int device_in_use();
 
 // Copies of whole dense views; nothing happens in a dry run.
 void upload(const Context&, View to, const void* host);
