@@ -24,7 +24,7 @@ struct StepSizeConfig {
   std::string seq_factor = "none";  // none | inv_t | inv_sqrt_t | inv_log_t, multiplies beta
   std::string gate = "dual";        // dual: own decay gate | single: g = ln(1 - eta)
   double eps = 1e-6;                // added to the squared key norm
-  double learned_scalar_init = 1;   // softplus(theta) at the start, rule learned_scalar
+  double learned_scalar_init = 1;   // lambda = softplus(theta) at the start, rules that learn one
 };
 
 struct ModelConfig {

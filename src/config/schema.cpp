@@ -63,7 +63,8 @@ static void describe(Schema& s, StepSizeConfig& c) {
         {.choices = {"dual", "single"}});
   s.add("eps", &c.eps, "added to the squared key norm", {.min = 0, .above_min = true});
   s.add("learned_scalar_init", &c.learned_scalar_init,
-        "softplus(theta) at the start, rule learned_scalar", {.min = 0, .above_min = true});
+        "lambda = softplus(theta) at the start, rules that learn a scalar",
+        {.min = 0, .above_min = true});
 }
 
 static void describe(Schema& s, ModelConfig& c) {
