@@ -1,7 +1,7 @@
 // From the projections of a mixer to what the scan needs (kernels/README.md, "Mixer prep"): one
 // block per sequence, chunk of 64 tokens and head.
 //
-//   1. q and k: a thread convolves a run of 8 tokens of a quad of channels in registers, keeps the
+//   1. q and k: a thread convolves a run of 4 tokens of a quad of channels in registers, keeps the
 //      activated values there while the block sums their squares, then scales, rounds and stores
 //      them. k_hat stays in shared memory, as rounded.
 //   2. gates: a thread per token.
@@ -20,12 +20,12 @@ namespace kla::KLA_BACKEND {
 namespace {
 
 constexpr int kC = static_cast<int>(kChunk);
-constexpr int kRunTokens = 8, kRuns = kC / kRunTokens;
+constexpr int kRunTokens = 4, kRuns = kC / kRunTokens;
 constexpr int kMaxThreads = 384;
 constexpr int kSumStride = kC + 4;  // floats between the partial sums of two quads
 
 // Runs that q and k take at once, so that their values fit the registers of one block.
-int runs_at_once(int K) { return K <= 96 ? 8 : K <= 192 ? 4 : 2; }
+int runs_at_once(int K) { return K <= 48 ? 16 : K <= 96 ? 8 : K <= 192 ? 4 : 2; }
 int threads_of(int K) { return std::max(128, (K / 2 * runs_at_once(K) + 31) / 32 * 32); }
 
 template <class T>
@@ -33,26 +33,24 @@ constexpr int key_stride(int K) {  // of k_hat in shared memory: skewed by 16 by
   return K + 16 / static_cast<int>(sizeof(T));
 }
 
-template <class T>
+template <class T, bool kAligned>
 struct Output {  // [B,T,H,width]
   T* data;
   int64_t stride;
-  bool aligned;
-  explicit Output(const View& view)
-      : data(pointer<T>(view)), stride(view.stride), aligned(quad_aligned(view)) {}
+  explicit Output(const View& view) : data(pointer<T>(view)), stride(view.stride) {}
   __device__ void store(int64_t row, int channel, const Quad& q) const {
-    store_quad(data + row * stride + channel, q, aligned);
+    store_quad<kAligned>(data + row * stride + channel, q);
   }
 };
 
-template <class T>
+template <class T, bool kAligned>
 struct Forward {
   MixerDims s;
-  ConvChannels<T> q, k, v;
+  ConvChannels<T, kAligned> q, k, v;
   DocumentMap documents;
   GateArguments gates;
   LogitColumns a, b;
-  Output<T> q_hat, k_hat, v_hat;
+  Output<T, kAligned> q_hat, k_hat, v_hat;
   float *beta, *g;
   int64_t beta_stride, g_stride;
   T* T_zero;
@@ -88,40 +86,38 @@ struct Forward {
 // What the threads of a block share.
 template <class T>
 struct ChunkShared {
-  float* A;                   // [64, kInverseStride]; before that, with T, sums of q and k
-  float* T_zero;              // [64, kInverseStride]
-  T* k_hat;                   // [64, key_stride]
-  float *squares, *top, *total;  // [2][64] of q and k
-  float* value_scale;         // [64]
-  float* beta;                // [64]
-  uint32_t* starts;           // [kStartWords]
-  int64_t* found;             // [warps]
+  float* A;                      // [64, kInverseStride]; before that, with T, sums of q and k
+  float* T_zero;                 // [64, kInverseStride]
+  float *squares, *top, *scale;  // [2][64] of q and k
+  float *value_scale, *beta;     // [64]
+  uint32_t* starts;              // [kStartWords]
+  int64_t* found;                // [warps]
+  T* k_hat;                      // [64, key_stride]; last, so that the others lie at fixed places
 
-  static int sum_floats(int K) {
-    return std::max(2 * kC * kInverseStride, K / 2 * kSumStride);
-  }
-  static size_t bytes(int K, int threads) {
+  static constexpr int kMatrices = 2 * kC * kInverseStride;
+  static_assert(kMaxKeyDim / 2 * kSumStride <= kMatrices);
+
+  static size_t bytes(int K) {
     SharedSize size;
-    size.array<float>(sum_floats(K));
-    size.array<T>(kC * key_stride<T>(K));
+    size.array<float>(kMatrices);
     size.array<float>(8 * kC);
     size.array<uint32_t>(kStartWords);
-    size.array<int64_t>(threads / 32);
+    size.array<int64_t>(kMaxThreads / 32);
+    size.array<T>(kC * key_stride<T>(K));
     return size.bytes();
   }
   __device__ explicit ChunkShared(int K) {
     SharedMemory shared;
-    const int sums = K / 2 * kSumStride, matrices = 2 * kC * kInverseStride;
-    A = shared.array<float>(sums > matrices ? sums : matrices);
+    A = shared.array<float>(kMatrices);
     T_zero = A + kC * kInverseStride;
-    k_hat = shared.array<T>(kC * key_stride<T>(K));
     squares = shared.array<float>(8 * kC);
     top = squares + 2 * kC;
-    total = top + 2 * kC;
-    value_scale = total + 2 * kC;
+    scale = top + 2 * kC;
+    value_scale = scale + 2 * kC;
     beta = value_scale + kC;
     starts = shared.array<uint32_t>(kStartWords);
-    found = shared.array<int64_t>(static_cast<int>(blockDim.x) / 32);
+    found = shared.array<int64_t>(kMaxThreads / 32);
+    k_hat = shared.array<T>(kC * key_stride<T>(K));
   }
 };
 
@@ -139,17 +135,16 @@ struct KeyUnit {
   Quad y[kRunTokens];
 };
 
-// Writes a value per token of the unit and sums (or takes the maximum) over the quads of a row into
-// out [2][64], for the tokens of the pass. Contains two barriers.
-template <bool kMaximum, class Value>
-__device__ void reduce_rows(const KeyUnit& u, float* partial, float* out, int quads, int first_token,
-                            int tokens, Value&& value) {
+// Sums `value` of each token of the units (or takes the maximum) over the quads of q and of k:
+// finish(row, sum) runs once for row = token and once for row = 64 + token, for the tokens of the
+// pass. Contains two barriers.
+template <bool kMaximum, class Value, class Finish>
+__device__ void reduce_rows(const KeyUnit& u, float* partial, int quads, int first_token, int tokens,
+                            Value&& value, Finish&& finish) {
   if (u.active) {
-    float* to = partial + u.quad * kSumStride + u.run * kRunTokens;
-#pragma unroll
-    for (int i = 0; i < kRunTokens; i += 4)
-      store_quad(to + i, {{value(u.y[i]), value(u.y[i + 1]), value(u.y[i + 2]), value(u.y[i + 3])}},
-                 true);
+    static_assert(kRunTokens == 4);
+    store_quad<true>(partial + u.quad * kSumStride + u.run * kRunTokens,
+                     {{value(u.y[0]), value(u.y[1]), value(u.y[2]), value(u.y[3])}});
   }
   __syncthreads();
   const int threads = static_cast<int>(blockDim.x);
@@ -161,15 +156,15 @@ __device__ void reduce_rows(const KeyUnit& u, float* partial, float* out, int qu
       const float x = from[i * kSumStride];
       sum = kMaximum ? fmaxf(sum, x) : sum + x;
     }
-    out[part * kC + token] = sum;
+    finish(part * kC + token, sum);
   }
   __syncthreads();
 }
 
-template <class T>
-__device__ void convolve_unit(KeyUnit& u, const Forward<T>& p, const Chunk& c,
+template <class T, bool kAligned>
+__device__ void convolve_unit(KeyUnit& u, const Forward<T, kAligned>& p, const Chunk& c,
                               const uint32_t* starts) {
-  const ConvChannels<T>& channels = u.is_key ? p.k : p.q;
+  const ConvChannels<T, kAligned> channels = u.is_key ? p.k : p.q;
   const int t = u.run * kRunTokens, quads = p.s.K / 4;
   const RunPlace place{c.b, c.h, u.quad % quads * 4, c.first + t, p.s.T, starts_around(starts, t)};
   RawRun<T, kRunTokens> raw;
@@ -182,64 +177,58 @@ __device__ void convolve_unit(KeyUnit& u, const Forward<T>& p, const Chunk& c,
   });
 }
 
-// y becomes softmax(y) over the row in the parts that want it.
-template <class T>
-__device__ void softmax_units(KeyUnit& u, const Forward<T>& p, const ChunkShared<T>& m,
+// What multiplies a row of q (of k: is_key) whose squares sum to n.
+__device__ inline float row_scale(const GateArguments& gates, bool is_key, float n) {
+  if (is_key) return 1 / sqrtf(n + gates.eps);
+  return gates.query == QueryMap::unit ? 1 / sqrtf(n + static_cast<float>(kUnitEps)) : 1.0f;
+}
+
+// Where q or k is soft-maxed, y becomes e^(y - max) and the scale 1 / sum.
+template <class T, bool kAligned>
+__device__ void softmax_units(KeyUnit& u, const Forward<T, kAligned>& p, const ChunkShared<T>& m,
                               int first_token, int tokens) {
   const int quads = p.s.K / 4;
-  reduce_rows<true>(u, m.A, m.top, quads, first_token, tokens, [](const Quad& y) {
-    return fmaxf(fmaxf(y[0], y[1]), fmaxf(y[2], y[3]));
-  });
-  const bool softmax =
-      u.is_key ? p.gates.key == KeyMap::softmax : p.gates.query == QueryMap::softmax;
-  if (u.active && softmax)
+  const auto softmax = [&](bool is_key) {
+    return is_key ? p.gates.key == KeyMap::softmax : p.gates.query == QueryMap::softmax;
+  };
+  reduce_rows<true>(
+      u, m.A, quads, first_token, tokens,
+      [](const Quad& y) { return fmaxf(fmaxf(y[0], y[1]), fmaxf(y[2], y[3])); },
+      [&](int row, float top) { m.top[row] = top; });
+  if (u.active && softmax(u.is_key))
     for (int i = 0; i < kRunTokens; ++i)
       for (int e = 0; e < 4; ++e)
         u.y[i][e] = expf(u.y[i][e] - m.top[u.is_key * kC + u.run * kRunTokens + i]);
-  reduce_rows<false>(u, m.A, m.total, quads, first_token, tokens,
-                     [](const Quad& y) { return (y[0] + y[1]) + (y[2] + y[3]); });
+  reduce_rows<false>(
+      u, m.A, quads, first_token, tokens,
+      [](const Quad& y) { return (y[0] + y[1]) + (y[2] + y[3]); },
+      [&](int row, float sum) {
+        if (softmax(row >= kC)) m.scale[row] = 1 / sum;
+      });
 }
 
-template <class T>
-__device__ float row_scale(const GateArguments& gates, const ChunkShared<T>& m, bool is_key,
-                           int token) {
-  const int row = is_key * kC + token;
-  if (is_key) {
-    if (gates.key == KeyMap::softmax) return 1 / m.total[row];
-    return 1 / sqrtf(m.squares[row] + gates.eps);
-  }
-  switch (gates.query) {
-    case QueryMap::raw:
-      return 1;
-    case QueryMap::unit:
-      return 1 / sqrtf(m.squares[row] + static_cast<float>(kUnitEps));
-    case QueryMap::softmax:
-      return 1 / m.total[row];
-  }
-  return 1;
-}
-
-template <class T>
-__device__ void store_unit(const KeyUnit& u, const Forward<T>& p, const Chunk& c,
+template <class T, bool kAligned>
+__device__ void store_unit(const KeyUnit& u, const Forward<T, kAligned>& p, const Chunk& c,
                            const ChunkShared<T>& m) {
-  const Output<T>& out = u.is_key ? p.k_hat : p.q_hat;
+  const Output<T, kAligned>& out = u.is_key ? p.k_hat : p.q_hat;
   const int channel = u.quad % (p.s.K / 4) * 4;
 #pragma unroll
   for (int i = 0; i < kRunTokens; ++i) {
     const int token = u.run * kRunTokens + i;
-    const float scale = row_scale(p.gates, m, u.is_key, token);
+    const float scale = m.scale[u.is_key * kC + token];
     Quad y;
     for (int e = 0; e < 4; ++e) y[e] = u.y[i][e] * scale;
     if (token < c.rows)
       out.store((c.b * p.s.T + c.first + token) * p.s.H + c.h, channel, y);
-    if (u.is_key) store_quad(m.k_hat + token * key_stride<T>(p.s.K) + channel, y, true);
+    if (u.is_key) store_quad<true>(m.k_hat + token * key_stride<T>(p.s.K) + channel, y);
   }
 }
 
-template <class T>
-__device__ void queries_and_keys(const Forward<T>& p, const Chunk& c, const ChunkShared<T>& m) {
+template <class T, bool kAligned>
+__device__ void queries_and_keys(const Forward<T, kAligned>& p, const Chunk& c, const ChunkShared<T>& m) {
   const int quads = p.s.K / 4, thread = static_cast<int>(threadIdx.x);
   const bool softmax = p.gates.key == KeyMap::softmax || p.gates.query == QueryMap::softmax;
+#pragma unroll 1
   for (int first_run = 0; first_run < kRuns; first_run += p.runs) {
     KeyUnit u;
     u.run = first_run + thread / (2 * quads);
@@ -248,9 +237,15 @@ __device__ void queries_and_keys(const Forward<T>& p, const Chunk& c, const Chun
     u.active = u.run < first_run + p.runs;
     if (u.active) convolve_unit(u, p, c, m.starts);
     const int first_token = first_run * kRunTokens, tokens = p.runs * kRunTokens;
-    reduce_rows<false>(u, m.A, m.squares, quads, first_token, tokens, [](const Quad& y) {
-      return (y[0] * y[0] + y[1] * y[1]) + (y[2] * y[2] + y[3] * y[3]);
-    });
+    reduce_rows<false>(
+        u, m.A, quads, first_token, tokens,
+        [](const Quad& y) {
+          return (y[0] * y[0] + y[1] * y[1]) + (y[2] * y[2] + y[3] * y[3]);
+        },
+        [&](int row, float sum) {
+          m.squares[row] = sum;
+          m.scale[row] = row_scale(p.gates, row >= kC, sum);
+        });
     if (softmax) softmax_units(u, p, m, first_token, tokens);
     if (u.active) store_unit(u, p, c, m);
   }
@@ -259,8 +254,8 @@ __device__ void queries_and_keys(const Forward<T>& p, const Chunk& c, const Chun
 // ---- Gates and values --------------------------------------------------------------------------
 
 // Token `thread` of the chunk; rows past the end get beta = 0.
-template <class T>
-__device__ void token_gates(const Forward<T>& p, const Chunk& c, const ChunkShared<T>& m,
+template <class T, bool kAligned>
+__device__ void token_gates(const Forward<T, kAligned>& p, const Chunk& c, const ChunkShared<T>& m,
                             int64_t last_start) {
   const int token = static_cast<int>(threadIdx.x);
   const float n = m.squares[kC + token];
@@ -280,8 +275,8 @@ __device__ void token_gates(const Forward<T>& p, const Chunk& c, const ChunkShar
 }
 
 // visit(i, y) for the activated values of a unit of v.
-template <class T, class Visit>
-__device__ void visit_values(const Forward<T>& p, const Chunk& c, const uint32_t* starts, int run,
+template <class T, bool kAligned, class Visit>
+__device__ void visit_values(const Forward<T, kAligned>& p, const Chunk& c, const uint32_t* starts, int run,
                              int quad, Visit&& visit) {
   const int t = run * kRunTokens;
   const RunPlace place{c.b, c.h, quad * 4, c.first + t, p.s.T, starts_around(starts, t)};
@@ -297,8 +292,8 @@ __device__ void visit_values(const Forward<T>& p, const Chunk& c, const uint32_t
 }
 
 // value_scale = 1 / |v|, a warp per run: the values are computed once more to be stored.
-template <class T>
-__device__ void value_norms(const Forward<T>& p, const Chunk& c, const ChunkShared<T>& m) {
+template <class T, bool kAligned>
+__device__ void value_norms(const Forward<T, kAligned>& p, const Chunk& c, const ChunkShared<T>& m) {
   const int warps = static_cast<int>(blockDim.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   for (int run = static_cast<int>(threadIdx.x) / 32; run < kRuns; run += warps) {
     float squares[kRunTokens] = {};
@@ -316,8 +311,8 @@ __device__ void value_norms(const Forward<T>& p, const Chunk& c, const ChunkShar
   __syncthreads();
 }
 
-template <class T>
-__device__ void values(const Forward<T>& p, const Chunk& c, const ChunkShared<T>& m) {
+template <class T, bool kAligned>
+__device__ void values(const Forward<T, kAligned>& p, const Chunk& c, const ChunkShared<T>& m) {
   const int quads = p.s.V / 4, threads = static_cast<int>(blockDim.x);
   for (int unit = static_cast<int>(threadIdx.x); unit < kRuns * quads; unit += threads) {
     const int run = unit / quads, quad = unit % quads;
@@ -370,29 +365,29 @@ __device__ inline void fill_A(const ChunkShared<float>& m, int K) {
     const int i = entry / kC, j = entry % kC;
     float dot = 0;
     for (int k = 0; k < K && j < i; k += 4) {
-      const Quad x = unpack(load_quad(m.k_hat + i * ld + k, true));
-      const Quad y = unpack(load_quad(m.k_hat + j * ld + k, true));
+      const Quad x = unpack(load_quad<true>(m.k_hat + i * ld + k));
+      const Quad y = unpack(load_quad<true>(m.k_hat + j * ld + k));
       for (int e = 0; e < 4; ++e) dot += x[e] * y[e];
     }
     m.A[i * kInverseStride + j] = j < i ? m.beta[i] * dot : 0;
   }
 }
 
-template <class T>
-__device__ void store_inverse(const Forward<T>& p, const Chunk& c, const ChunkShared<T>& m) {
+template <class T, bool kAligned>
+__device__ void store_inverse(const Forward<T, kAligned>& p, const Chunk& c, const ChunkShared<T>& m) {
   const int threads = static_cast<int>(blockDim.x);
   T* out = p.T_zero + ((static_cast<int64_t>(c.b) * p.chunks + c.n) * p.s.H + c.h) * kC * p.T_stride;
-  const bool aligned = p.T_stride % 4 == 0;
   for (int quad = static_cast<int>(threadIdx.x); quad < kC * kC / 4; quad += threads) {
     const int i = quad / (kC / 4), j = quad % (kC / 4) * 4;
     Quad t;
     for (int e = 0; e < 4; ++e) t[e] = j + e <= i ? m.T_zero[i * kInverseStride + j + e] : 0;
-    store_quad(out + i * p.T_stride + j, t, aligned);
+    store_quad<kAligned>(out + i * p.T_stride + j, t);
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kMaxThreads) prep_forward_kernel(Forward<T> p) {
+template <class T, bool kAligned>
+__global__ void __launch_bounds__(kMaxThreads, kAligned ? 2 : 1)
+    prep_forward_kernel(const __grid_constant__ Forward<T, kAligned> p) {
   const ChunkShared<T> m(p.s.K);
   Chunk c;
   const int block = static_cast<int>(blockIdx.x);
@@ -419,10 +414,10 @@ __global__ void __launch_bounds__(kMaxThreads) prep_forward_kernel(Forward<T> p)
 
 // ---- Tail and position -------------------------------------------------------------------------
 
-template <class T>
+template <class T, bool kAligned>
 struct Progress {
   MixerDims s;
-  ConvChannels<T> q, k, v;
+  ConvChannels<T, kAligned> q, k, v;
   DocumentMap documents;
   float* tail;
   int64_t tail_stride;
@@ -430,15 +425,15 @@ struct Progress {
 };
 
 // Raw input t of a channel, t >= -3.
-template <class T>
-__device__ float raw_input(const ConvChannels<T>& c, int b, int64_t t, int64_t T_, int64_t column) {
+template <class T, bool kAligned>
+__device__ float raw_input(const ConvChannels<T, kAligned>& c, int b, int64_t t, int64_t T_, int64_t column) {
   if (t >= 0) return to_float(c.x[(b * T_ + t) * c.stride + column]);
   return c.tail ? c.tail[(b * kConvTail + kConvTail + t) * c.tail_stride + column] : 0;
 }
 
 // Grid (channels / threads, B). A thread reads all it needs before it writes.
-template <class T>
-__global__ void advance_kernel(Progress<T> p) {
+template <class T, bool kAligned>
+__global__ void advance_kernel(const __grid_constant__ Progress<T, kAligned> p) {
   SharedMemory shared;
   int64_t* found = shared.array<int64_t>(static_cast<int>(blockDim.x) / 32);
   const int b = static_cast<int>(blockIdx.y);
@@ -448,7 +443,7 @@ __global__ void advance_kernel(Progress<T> p) {
   const int64_t keys = static_cast<int64_t>(p.s.H) * p.s.K, all = 2 * keys + p.s.H * p.s.V;
   const int64_t channel = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (!p.tail || channel >= all) return;
-  const ConvChannels<T>& part = channel < keys ? p.q : channel < 2 * keys ? p.k : p.v;
+  const ConvChannels<T, kAligned>& part = channel < keys ? p.q : channel < 2 * keys ? p.k : p.v;
   const int64_t column = channel < keys ? channel : channel - (channel < 2 * keys ? keys : 2 * keys);
   float x[kConvTail];
   for (int i = 0; i < kConvTail; ++i) {
@@ -459,11 +454,11 @@ __global__ void advance_kernel(Progress<T> p) {
     p.tail[(b * kConvTail + i) * p.tail_stride + channel] = x[i];
 }
 
-template <class T>
-void advance(const Context& context, const MixerPrepForward& x, const Forward<T>& p) {
+template <class T, bool kAligned>
+void advance(const Context& context, const MixerPrepForward& x, const Forward<T, kAligned>& p) {
   if (x.conv_tail_out.empty() && x.position_out.empty()) return;
   constexpr unsigned kThreads = 256;
-  const Progress<T> progress{p.s,
+  const Progress<T, kAligned> progress{p.s,
                              p.q,
                              p.k,
                              p.v,
@@ -476,20 +471,27 @@ void advance(const Context& context, const MixerPrepForward& x, const Forward<T>
                       ? 1u
                       : static_cast<unsigned>((channels + kThreads - 1) / kThreads),
                   static_cast<unsigned>(p.s.B));
-  launch(context, advance_kernel<T>,
+  launch(context, advance_kernel<T, kAligned>,
          {grid, kThreads, SharedSize().array<int64_t>(kThreads / 32).bytes()}, progress);
 }
 
+template <class T, bool kAligned>
+void launch_forward(const Context& context, const MixerPrepForward& x) {
+  const Forward<T, kAligned> p(x);
+  const int threads = threads_of(p.s.K);
+  const int64_t blocks = static_cast<int64_t>(p.s.B) * p.chunks * p.s.H;
+  launch(context, prep_forward_kernel<T, kAligned>,
+         {dim3(static_cast<unsigned>(blocks)), static_cast<unsigned>(threads),
+          ChunkShared<T>::bytes(p.s.K)},
+         p);
+  advance(context, x, p);
+}
+
 void forward(Context& context, const MixerPrepForward& x) {
+  const bool aligned = quads_aligned({x.in.q, x.in.k, x.in.v, x.w.q_conv, x.w.k_conv, x.w.v_conv,
+                                      x.q_hat, x.k_hat, x.v_hat, x.T_zero});
   visit_compute(context, [&]<class T>(T) {
-    const Forward<T> p(x);
-    const int threads = threads_of(p.s.K);
-    const int64_t blocks = static_cast<int64_t>(p.s.B) * p.chunks * p.s.H;
-    launch(context, prep_forward_kernel<T>,
-           {dim3(static_cast<unsigned>(blocks)), static_cast<unsigned>(threads),
-            ChunkShared<T>::bytes(p.s.K, threads)},
-           p);
-    advance(context, x, p);
+    aligned ? launch_forward<T, true>(context, x) : launch_forward<T, false>(context, x);
   });
 }
 

@@ -7,6 +7,8 @@
 
 namespace kla::KLA_BACKEND {
 
+constexpr int kMaxKeyDim = 256;
+
 struct MixerDims {
   int B, H, K, V;
   int64_t T;
@@ -17,7 +19,7 @@ struct MixerDims {
         K(static_cast<int>(in.q.cols() / (H > 0 ? H : 1))),
         V(static_cast<int>(in.v.cols() / (H > 0 ? H : 1))),
         T(in.b.dim(1)) {
-    require_multiple("model.key_head_dim", K, 256);
+    require_multiple("model.key_head_dim", K, kMaxKeyDim);
     require_multiple("model.value_head_dim", V, 1 << 20);
   }
 
@@ -31,7 +33,7 @@ struct MixerDims {
 };
 
 // One of q, k, v: raw input [B,T,H*width], its part of the tail, its filter.
-template <class T>
+template <class T, bool kAligned>
 struct ConvChannels {
   const T* x;
   int64_t stride;
@@ -39,7 +41,6 @@ struct ConvChannels {
   int64_t tail_stride;
   const float* w;  // [H*width,4]
   int width;
-  bool aligned, w_aligned;
 
   ConvChannels(const View& input, const MixerInputs& in, int64_t first, const View& filter, int H)
       : x(pointer<T>(input)),
@@ -47,9 +48,7 @@ struct ConvChannels {
         tail(in.conv_tail.empty() ? nullptr : pointer<float>(in.conv_tail) + first),
         tail_stride(in.conv_tail.stride),
         w(pointer<float>(filter)),
-        width(static_cast<int>(input.cols() / (H > 0 ? H : 1))),
-        aligned(quad_aligned(input)),
-        w_aligned(quad_aligned(filter)) {
+        width(static_cast<int>(input.cols() / (H > 0 ? H : 1))) {
     KLA_CHECK(filter.dense(), filter.describe());
   }
 };
@@ -133,24 +132,24 @@ struct RunPlace {
   uint32_t starts;    // of starts_around(t)
 };
 
-template <class T>
-__device__ Quad raw_before(const ConvChannels<T>& c, const RunPlace& p, int64_t t) {
+template <class T, bool kAligned>
+__device__ Quad raw_before(const ConvChannels<T, kAligned>& c, const RunPlace& p, int64_t t) {
   const int64_t column = static_cast<int64_t>(p.h) * c.width + p.channel;
   if (t >= p.T) return {};
-  if (t >= 0) return unpack(load_quad(c.x + (p.b * p.T + t) * c.stride + column, c.aligned));
+  if (t >= 0) return unpack(load_quad<kAligned>(c.x + (p.b * p.T + t) * c.stride + column));
   if (!c.tail) return {};
   const float* row = c.tail + (p.b * kConvTail + kConvTail + t) * c.tail_stride + column;
   return {{row[0], row[1], row[2], row[3]}};
 }
 
-template <int kRun, class T>
-__device__ void load_run(RawRun<T, kRun>& run, const ConvChannels<T>& c, const RunPlace& p) {
+template <int kRun, class T, bool kAligned>
+__device__ void load_run(RawRun<T, kRun>& run, const ConvChannels<T, kAligned>& c, const RunPlace& p) {
   const T* row = c.x + (p.b * p.T + p.t) * c.stride + static_cast<int64_t>(p.h) * c.width +
                  p.channel;
 #pragma unroll
   for (int i = 0; i < kRun; ++i) {
     run.x[i] = {};
-    if (p.t + i < p.T) run.x[i] = load_quad(row + i * c.stride, c.aligned);
+    if (p.t + i < p.T) run.x[i] = load_quad<kAligned>(row + i * c.stride);
   }
 #pragma unroll
   for (int i = 0; i < kConvTail; ++i)
@@ -163,13 +162,13 @@ struct Filter {
   Quad channel[4];  // [channel of the quad][tap]
 };
 
-template <class T>
-__device__ Filter load_filter(const ConvChannels<T>& c, const RunPlace& p) {
+template <class T, bool kAligned>
+__device__ Filter load_filter(const ConvChannels<T, kAligned>& c, const RunPlace& p) {
   Filter f;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int64_t row = static_cast<int64_t>(p.h) * c.width + p.channel + i;
-    f.channel[i] = unpack(load_quad(c.w + row * kConvWidth, c.w_aligned));
+    f.channel[i] = unpack(load_quad<kAligned>(c.w + row * kConvWidth));
   }
   return f;
 }

@@ -1,7 +1,9 @@
 // Four neighbouring channels: the unit in which the mixer's elementwise kernels move data, 8 bytes
-// of bf16 or 16 of f32. Rows of column views may start anywhere; where they are not aligned to a
-// quad it is moved element by element.
+// of bf16 or 16 of f32. Rows of column views may start anywhere: kernels come twice, for aligned
+// quads and for quads that are moved element by element.
 #pragma once
+
+#include <initializer_list>
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
@@ -60,26 +62,31 @@ __device__ PackedQuad<T> pack(const Quad& q) {
   return p;
 }
 
-template <class T>
-__device__ PackedQuad<T> load_quad(const T* p, bool aligned) {
-  if (aligned) return *reinterpret_cast<const PackedQuad<T>*>(p);
-  return pack<T>({{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}});
+template <bool kAligned, class T>
+__device__ PackedQuad<T> load_quad(const T* p) {
+  if constexpr (kAligned)
+    return *reinterpret_cast<const PackedQuad<T>*>(p);
+  else
+    return pack<T>({{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}});
 }
 
-template <class T>
-__device__ void store_quad(T* p, const Quad& q, bool aligned) {
-  if (aligned) {
+template <bool kAligned, class T>
+__device__ void store_quad(T* p, const Quad& q) {
+  if constexpr (kAligned) {
     *reinterpret_cast<PackedQuad<T>*>(p) = pack<T>(q);
   } else {
     for (int i = 0; i < 4; ++i) p[i] = from_float<T>(q[i]);
   }
 }
 
-// Whether every row of a view starts at a multiple of a quad; its columns come in quads.
-inline bool quad_aligned(const View& view) {
-  const int64_t bytes = 4 * size_of(view.dtype);
-  return reinterpret_cast<uintptr_t>(view.data) % static_cast<uintptr_t>(bytes) == 0 &&
-         view.stride % 4 == 0;
+// Whether every row of every view starts at a multiple of a quad, as the model's do.
+inline bool quads_aligned(std::initializer_list<View> views) {
+  for (const View& view : views) {
+    const auto bytes = static_cast<uintptr_t>(4 * size_of(view.dtype));
+    if (view.empty()) continue;
+    if (reinterpret_cast<uintptr_t>(view.data) % bytes != 0 || view.stride % 4 != 0) return false;
+  }
+  return true;
 }
 
 __device__ inline float warp_sum(float x) {  // the same order, whatever the schedule

@@ -35,11 +35,11 @@ __device__ inline void row_product(float* out, float sign, const float* x, const
   Quad sum = {};
 #pragma unroll 4
   for (int l = from; l < to; ++l) {
-    const Quad row = unpack(load_quad(y + l * kInverseStride, true));
+    const Quad row = unpack(load_quad<true>(y + l * kInverseStride));
     for (int e = 0; e < 4; ++e) sum[e] += x[l] * row[e];
   }
   for (int e = 0; e < 4; ++e) sum[e] *= sign;
-  store_quad(out, sum, true);
+  store_quad<true>(out, sum);
 }
 
 // Merges neighbouring inverses of kSize into ones of 2 kSize. The upper right block of each pair,
