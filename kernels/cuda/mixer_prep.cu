@@ -224,10 +224,9 @@ __device__ void store_unit(const KeyUnit& u, const Forward<T, kAligned>& p, cons
   }
 }
 
-template <class T, bool kAligned>
+template <bool kPlain, class T, bool kAligned>
 __device__ void queries_and_keys(const Forward<T, kAligned>& p, const Chunk& c, const ChunkShared<T>& m) {
   const int quads = p.s.K / 4, thread = static_cast<int>(threadIdx.x);
-  const bool softmax = p.gates.key == KeyMap::softmax || p.gates.query == QueryMap::softmax;
 #pragma unroll 1
   for (int first_run = 0; first_run < kRuns; first_run += p.runs) {
     KeyUnit u;
@@ -246,7 +245,10 @@ __device__ void queries_and_keys(const Forward<T, kAligned>& p, const Chunk& c, 
           m.squares[row] = sum;
           m.scale[row] = row_scale(p.gates, row >= kC, sum);
         });
-    if (softmax) softmax_units(u, p, m, first_token, tokens);
+    if constexpr (!kPlain) {
+      if (p.gates.key == KeyMap::softmax || p.gates.query == QueryMap::softmax)
+        softmax_units(u, p, m, first_token, tokens);
+    }
     if (u.active) store_unit(u, p, c, m);
   }
 }
@@ -297,6 +299,7 @@ __device__ void value_norms(const Forward<T, kAligned>& p, const Chunk& c, const
   const int warps = static_cast<int>(blockDim.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   for (int run = static_cast<int>(threadIdx.x) / 32; run < kRuns; run += warps) {
     float squares[kRunTokens] = {};
+#pragma unroll 1
     for (int quad = lane; quad < p.s.V / 4; quad += 32)
       visit_values(p, c, m.starts, run, quad, [&](int i, const Quad& y) {
         squares[i] += (y[0] * y[0] + y[1] * y[1]) + (y[2] * y[2] + y[3] * y[3]);
@@ -314,6 +317,7 @@ __device__ void value_norms(const Forward<T, kAligned>& p, const Chunk& c, const
 template <class T, bool kAligned>
 __device__ void values(const Forward<T, kAligned>& p, const Chunk& c, const ChunkShared<T>& m) {
   const int quads = p.s.V / 4, threads = static_cast<int>(blockDim.x);
+#pragma unroll 1
   for (int unit = static_cast<int>(threadIdx.x); unit < kRuns * quads; unit += threads) {
     const int run = unit / quads, quad = unit % quads;
     if (run * kRunTokens >= c.rows) break;
@@ -385,8 +389,9 @@ __device__ void store_inverse(const Forward<T, kAligned>& p, const Chunk& c, con
   }
 }
 
-template <class T, bool kAligned>
-__global__ void __launch_bounds__(kMaxThreads, kAligned ? 2 : 1)
+// kPlain: neither softmax nor values by their own norm, whose code would cost the others registers.
+template <class T, bool kAligned, bool kPlain>
+__global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)
     prep_forward_kernel(const __grid_constant__ Forward<T, kAligned> p) {
   const ChunkShared<T> m(p.s.K);
   Chunk c;
@@ -400,10 +405,12 @@ __global__ void __launch_bounds__(kMaxThreads, kAligned ? 2 : 1)
   if (threadIdx.x < 32) find_starts(p.documents, c.b, c.first, m.starts);
   const int64_t last_start = last_start_before(p.documents, c.b, c.first, m.found);
   __syncthreads();
-  queries_and_keys(p, c, m);
+  queries_and_keys<kPlain>(p, c, m);
   if (threadIdx.x < kC) token_gates(p, c, m, last_start);
   __syncthreads();
-  if (p.gates.value == ValueMap::unit) value_norms(p, c, m);
+  if constexpr (!kPlain) {
+    if (p.gates.value == ValueMap::unit) value_norms(p, c, m);
+  }
   values(p, c, m);
   if (!p.T_zero) return;
   fill_A(m, p.s.K);
@@ -475,12 +482,12 @@ void advance(const Context& context, const MixerPrepForward& x, const Forward<T,
          {grid, kThreads, SharedSize().array<int64_t>(kThreads / 32).bytes()}, progress);
 }
 
-template <class T, bool kAligned>
+template <class T, bool kAligned, bool kPlain>
 void launch_forward(const Context& context, const MixerPrepForward& x) {
   const Forward<T, kAligned> p(x);
   const int threads = threads_of(p.s.K);
   const int64_t blocks = static_cast<int64_t>(p.s.B) * p.chunks * p.s.H;
-  launch(context, prep_forward_kernel<T, kAligned>,
+  launch(context, prep_forward_kernel<T, kAligned, kPlain>,
          {dim3(static_cast<unsigned>(blocks)), static_cast<unsigned>(threads),
           ChunkShared<T>::bytes(p.s.K)},
          p);
@@ -490,8 +497,12 @@ void launch_forward(const Context& context, const MixerPrepForward& x) {
 void forward(Context& context, const MixerPrepForward& x) {
   const bool aligned = quads_aligned({x.in.q, x.in.k, x.in.v, x.w.q_conv, x.w.k_conv, x.w.v_conv,
                                       x.q_hat, x.k_hat, x.v_hat, x.T_zero});
+  const RuleInfo& rule = rule_info(x.options.rule);
+  const bool plain = rule.query != QueryMap::softmax && rule.key != KeyMap::softmax &&
+                     rule.value != ValueMap::unit;
   visit_compute(context, [&]<class T>(T) {
-    aligned ? launch_forward<T, true>(context, x) : launch_forward<T, false>(context, x);
+    if (!aligned) return launch_forward<T, false, false>(context, x);
+    plain ? launch_forward<T, true, true>(context, x) : launch_forward<T, true, false>(context, x);
   });
 }
 
