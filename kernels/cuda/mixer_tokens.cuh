@@ -7,8 +7,6 @@
 
 namespace kla::KLA_BACKEND {
 
-constexpr int kMaxKeyDim = 256;
-
 struct MixerDims {
   int B, H, K, V;
   int64_t T;
@@ -19,16 +17,7 @@ struct MixerDims {
         K(static_cast<int>(in.q.cols() / (H > 0 ? H : 1))),
         V(static_cast<int>(in.v.cols() / (H > 0 ? H : 1))),
         T(in.b.dim(1)) {
-    require_multiple("model.key_head_dim", K, kMaxKeyDim);
-    require_multiple("model.value_head_dim", V, 1 << 20);
-  }
-
- private:
-  static void require_multiple(const char* key, int value, int most) {
-    if (value > 0 && value % 16 == 0 && value <= most) return;
-    throw Error(Exit::usage,
-                std::string(key) + ": the CUDA kernels do not take " + std::to_string(value),
-                value > most ? "use at most " + std::to_string(most) : "use a multiple of 16");
+    require_head_dims(K, V);
   }
 };
 

@@ -89,6 +89,20 @@ inline bool quads_aligned(std::initializer_list<View> views) {
   return true;
 }
 
+// What the mixer's kernels take; anything else is refused by the key that chose it.
+constexpr int kMaxKeyDim = 256, kMaxValueDim = 1 << 16;
+
+inline void require_head_dims(int64_t K, int64_t V) {
+  const auto require = [](const char* key, int64_t value, int most) {
+    if (value > 0 && value % 16 == 0 && value <= most) return;
+    throw Error(Exit::usage,
+                std::string(key) + ": the CUDA kernels do not take " + std::to_string(value),
+                "use a multiple of 16 up to " + std::to_string(most));
+  };
+  require("model.key_head_dim", K, kMaxKeyDim);
+  require("model.value_head_dim", V, kMaxValueDim);
+}
+
 __device__ inline float warp_sum(float x) {  // the same order, whatever the schedule
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xFFFFFFFFu, x, step);
