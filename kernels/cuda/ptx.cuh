@@ -92,10 +92,17 @@ __device__ inline uint32_t to_tf32(float x) {
   return r;
 }
 
-// 2^x, x <= 0, to 2 ulp; 0 below -126.
+// 2^x to 2 ulp; 0 below -126.
 __device__ inline float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// 1 / x to 1 ulp; 0 for infinity.
+__device__ inline float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
   return y;
 }
 
