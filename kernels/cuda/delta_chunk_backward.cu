@@ -59,7 +59,7 @@ struct RowSums {
   float qdq[kHalves][kTokens];  // q . (dO S)
   float kM[kHalves][kTokens];   // k . (N S)
   float kdk[kHalves][kTokens];  // k . (X dS)
-  float kdA[kHalves][kTokens];  // k . (dA K)
+  float kdA[kTokenBlocks][kTokens];  // k . (dA K), by the block of its columns
   float vN[kWarps / 2][kTokens];
   float rectangle[kTokens];  // sum of Z_ij over i >= t, j < t
   float states[kWarps];      // <dS, S>
@@ -308,6 +308,21 @@ __device__ __forceinline__ void walk_values(Sums<BackwardShape<T, kK>::kBlocks>&
 
 // ---- After the walk ----------------------------------------------------------------------------
 
+// Sum over the four lanes that hold a row.
+__device__ inline float sum_of_quad(float x) {
+  x += __shfl_xor_sync(kAllLanes, x, 1);
+  return x + __shfl_xor_sync(kAllLanes, x, 2);
+}
+
+// Sets the sums of 16 rows from what each lane has of rows g and g + 8.
+__device__ inline void set_row_sums(float* sums, int block, float upper, float lower) {
+  upper = sum_of_quad(upper);
+  lower = sum_of_quad(lower);
+  if (lane_index() % 4 != 0) return;
+  sums[block * kBlock + lane_index() / 4] = upper;
+  sums[block * kBlock + lane_index() / 4 + 8] = lower;
+}
+
 // dP -> B = s Gam o dP over P, and N X^T -> dA = -Gam o N X^T over Tg; Z = dP o P + dA o A.
 template <int kBlocks, class T, int kK>
 __device__ __forceinline__ void make_squares(const Sums<kBlocks>& sums,
@@ -323,6 +338,7 @@ __device__ __forceinline__ void make_squares(const Sums<kBlocks>& sums,
       const Tile<T> tile = (pass == 0 ? m.P : m.inverse).block(index % kLowerBlocks);
       Accumulator kk;
       if (pass == 1) kk = product_abt<kK>(m.k, block.i, m.k, block.j);
+      float upper = 0, lower = 0;  // rows of dA o K K^T
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
         const int i = block.i * kBlock + row_of(e), j = block.j * kBlock + column_of(e);
@@ -332,20 +348,16 @@ __device__ __forceinline__ void make_squares(const Sums<kBlocks>& sums,
           Z[i * kZStride + j] = j < i ? x * static_cast<float>(cell) : 0;
           cell = static_cast<T>(decayed(scale * Gam, x));
         } else {
-          const float dA = j < i ? decayed(-Gam, x) : 0;
-          Z[i * kZStride + j] += dA * m.gates->beta[i] * kk[e];
+          const float dA = j < i ? decayed(-Gam, x) : 0, part = dA * kk[e];
+          Z[i * kZStride + j] += m.gates->beta[i] * part;
+          (e / 2 % 2 ? lower : upper) += part;
           cell = static_cast<T>(dA);
         }
       }
+      if (pass == 1) set_row_sums(m.sums->kdA[block.j], block.i, upper, lower);
     }
     __syncthreads();
   }
-}
-
-// Sum over the four lanes that hold a row.
-__device__ inline float sum_of_quad(float x) {
-  x += __shfl_xor_sync(kAllLanes, x, 1);
-  return x + __shfl_xor_sync(kAllLanes, x, 2);
 }
 
 // rectangle[t] = sum of Z_ij over i >= t, j < t: prefix sums along the rows, then sums down the
@@ -448,7 +460,6 @@ __device__ __forceinline__ void key_gradient(Sums<kBlocks>& sums, const Backward
 #pragma unroll 1
   for (int j = 0; j <= share.i; ++j)
     add_tokens(dAK, load_a(m.inverse.block(share.i, j), 0, 0), m.k, j, share);
-  add_row_dots(m.sums->kdA[share.half], dAK, m.k, share);
 #pragma unroll
   for (int n = 0; n < kBlocks; ++n)
 #pragma unroll
@@ -482,9 +493,10 @@ __device__ __forceinline__ void write_scalars(const BackwardArgs<T>& a, const Ch
                                           gates.beta[i] * both(sums.kM, i));
   dg = sum_of_quad(dg);
   if (part != 0 || t >= p.tokens) return;
-  float states = 0, dbeta = both(sums.kdA, t) - decayed(gates.D[t], both(sums.kM, t));
+  float states = 0, dbeta = -decayed(gates.D[t], both(sums.kM, t));
   for (const float part_of_states : sums.states) states += part_of_states;
   for (const auto& values : sums.vN) dbeta += values[t];
+  for (const auto& keys : sums.kdA) dbeta += keys[t];
   a.dg[p.row + t * a.in.H] = dg + sums.rectangle[t] + decayed(gates.gamma, states);
   a.dbeta[p.row + t * a.in.H] = dbeta;
 }
