@@ -51,7 +51,8 @@ void SharedArrays::begin(size_t declared_bytes) {
                 "simt: a launch declares " + std::to_string(declared_bytes) +
                     " bytes of shared memory; a block has " + std::to_string(kLimit),
                 "use smaller tiles");
-  fence(0, arrays_.empty() ? kRedZone : arrays_.back().next);
+  if (!arrays_.empty()) ASAN_POISON_MEMORY_REGION(memory_, arrays_.back().next);
+  fence(0, kRedZone);
   arrays_.clear();
   declared_ = declared_bytes;
   taken_ = 0;
