@@ -86,8 +86,10 @@ void launch(const Context& context, void (*kernel)(Parameters...), const Shape& 
     KLA_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                         cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         static_cast<int>(shape.shared_bytes)));
-  kernel<<<shape.grid, shape.threads, shape.shared_bytes, stream()> > >(
+  // clang-format off
+  kernel<<<shape.grid, shape.threads, shape.shared_bytes, stream()>>>(
       static_cast<Parameters>(args)...);
+  // clang-format on
   KLA_CUDA_CHECK(cudaGetLastError());
 }
 
