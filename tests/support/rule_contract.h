@@ -3,6 +3,7 @@
 // keys of any size, and that it reads what it says it reads.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <string>
@@ -25,18 +26,20 @@ inline std::vector<RuleInput> rule_points() {
   return points;
 }
 
-// The error of one partial derivative of beta_hat, as the relative error of beta_hat that follows
-// from a relative change of the input.
+// The error of one partial derivative of beta_hat against central differences of fourth order, both
+// for a relative change of the input and in units of beta_hat, or of its change if that is larger.
 template <class Rule>
-double derivative_error(RuleInput at, SeqFactor factor, long double RuleInput::*input,
+double derivative_error(const RuleInput& at, SeqFactor factor, long double RuleInput::*input,
                         long double derivative) {
   const long double middle = at.*input, size = middle > 0 ? middle : at.eps, step = 1e-7L * size;
-  const long double value = write_gain<Rule>(at, factor).beta_hat;
-  at.*input = middle + step;
-  const long double above = write_gain<Rule>(at, factor).beta_hat;
-  at.*input = middle - step;
-  const long double slope = (above - write_gain<Rule>(at, factor).beta_hat) / (2 * step);
-  return static_cast<double>(std::abs(derivative - slope) * size / (std::abs(value) + 1e-30L));
+  const auto value = [&](int steps) {
+    RuleInput moved = at;
+    moved.*input = middle + steps * step;
+    return write_gain<Rule>(moved, factor).beta_hat;
+  };
+  const long double slope = (8 * (value(1) - value(-1)) - (value(2) - value(-2))) / (12 * step);
+  const long double scale = std::max(std::abs(value(0)), std::abs(slope * size));
+  return static_cast<double>(std::abs(derivative - slope) * size / (scale + 1e-300L));
 }
 
 template <class Rule>
