@@ -46,6 +46,7 @@ struct RmsNormForward {
 // dx = dresidual + rstd (h - xhat mean(h xhat)),  h = dy o w,  xhat = x rstd;  dw += sum dy xhat.
 struct RmsNormBackward {
   View dx;         // [M,D] acc; may be the same memory as dresidual
+  View dx_copy;    // [M,D] compute, optional: dx once more, for the matrix products below it
   View dw;         // [D] acc, added to
   View dresidual;  // [M,D] acc, optional: the gradient of the other branch
   View dy;         // [M,D] compute

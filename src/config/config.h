@@ -98,7 +98,8 @@ struct LogConfig {
 };
 
 struct DeviceConfig {
-  std::string backend = "auto";  // auto | cpu
+  std::string backend = "auto";  // auto: a GPU if there is one | cpu | cuda | simt
+  std::string dtype = "auto";    // of activations and matrix products: bf16 (auto on GPUs) | f32
   int64_t threads = 0;           // 0: one a core; the results do not depend on it
 };
 
