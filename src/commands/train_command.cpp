@@ -70,6 +70,15 @@ void restore(Trainer& trainer, const Checkpoint& checkpoint, const TrainState& e
   trainer.state() = state;
 }
 
+// Before hours are spent on a rule under which the state can grow.
+void warn_of_unstable_rule(const ModelConfig& model) {
+  const RuleInfo& rule = rule_info(find_rule(model.step_size.rule));
+  if (rule.stable()) return;
+  log::warning("step-size rule " + std::string(rule.name) + ", beta = " +
+               std::string(rule.equation) + ", can write with a gain beta |k|^2 above 2: " +
+               "the state may grow until the run stops with exit code 5");
+}
+
 int train_in(const LoadedConfig& loaded, const CommandLine& command_line, RunDirectory& run) {
   const Config& config = loaded.config;
   require_same_config(loaded, run);
@@ -90,6 +99,7 @@ int train_in(const LoadedConfig& loaded, const CommandLine& command_line, RunDir
   if (!run.has_config()) run.write_config(freeze(loaded));
 
   log::info(trainer.describe());
+  warn_of_unstable_rule(config.model);
   log::info("run         " + run.path() +
             (from ? ", continued from step " + std::to_string(state.step) : ""));
   run.record_start({.command_line = command_line,

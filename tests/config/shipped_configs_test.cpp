@@ -4,7 +4,10 @@
 #include <filesystem>
 
 #include "commands/config_command.h"
+#include "config/diagnostics.h"
+#include "config/yaml.h"
 #include "config_files.h"
+#include "core/file.h"
 #include "kernels/step_rules.h"
 
 namespace kla {
@@ -19,8 +22,13 @@ std::vector<std::string> shipped(const std::filesystem::path& folder) {
   return files;
 }
 
+bool is_sweep(const std::string& file) {
+  return read_file(file).find("\nvariants:\n") != std::string::npos;
+}
+
 TEST(ShippedConfigs, AllLoad) {
-  const std::vector<std::string> files = shipped(kConfigs);
+  std::vector<std::string> files = shipped(kConfigs);
+  std::erase_if(files, is_sweep);
   EXPECT_GE(files.size(), 30u);
   testing::internal::CaptureStdout();
   testing::internal::CaptureStderr();
@@ -73,6 +81,53 @@ TEST(ShippedConfigs, PaperRunsHaveTheStudysSizeAndProtocol) {
   EXPECT_EQ(preset("kla_mqar"), 4468192 - 2 * 4);
   EXPECT_EQ(preset("gdn_palindrome"), 2401936 - 2 * 2);
   EXPECT_EQ(preset("gdn_stack"), 2401936 - 2 * 2);
+}
+
+const YamlNode& child(const YamlNode& map, const std::string& key) {
+  for (size_t i = 0; i < map.keys.size(); ++i)
+    if (map.keys[i].text == key) return map.values[i];
+  throw std::out_of_range(key);
+}
+
+// Every variant of every sweep loads over its base, and names a rule that exists.
+TEST(ShippedConfigs, SweepsNameVariantsThatLoad) {
+  int variants = 0;
+  for (const std::string& file : shipped(kConfigs / "ablations")) {
+    if (!is_sweep(file)) continue;
+    Diagnostics diagnostics(file);
+    const auto root = parse_yaml({Origin::Kind::file, file, read_file(file)}, diagnostics);
+    ASSERT_TRUE(root) << file;
+    EXPECT_EQ(child(*root, "name").text, std::filesystem::path(file).stem());
+    const std::string base = kConfigs / "ablations" / child(*root, "base").text;
+    const YamlNode& named = child(*root, "variants");
+    for (size_t i = 0; i < named.keys.size(); ++i, ++variants) {
+      std::vector<std::string> overrides{"run.name=" + named.keys[i].text};
+      const YamlNode& settings = named.values[i];
+      for (size_t j = 0; j < settings.keys.size(); ++j)
+        overrides.push_back(settings.keys[j].text + "=" + settings.values[j].text);
+      const Config c = load_config(base, overrides).config;
+      EXPECT_GE(find_rule(c.model.step_size.rule), 0) << file << ", " << named.keys[i].text;
+    }
+  }
+  EXPECT_GE(variants, 40);
+}
+
+// The study's ablations: its protocol with 100M tokens, 20 evaluations, and its model sizes.
+TEST(ShippedConfigs, AblationsHaveTheStudysProtocol) {
+  const std::string base = (kConfigs / "ablations" / "common_0.4b.yaml").string();
+  const Config c = load_config(base).config;
+  EXPECT_EQ(c.model.step_size.rule, "kla");
+  EXPECT_EQ(c.train.max_tokens, 100'000'000);
+  EXPECT_EQ(c.train.max_tokens / c.train.global_batch_tokens, 47);
+  EXPECT_EQ(c.train.max_tokens / c.eval.interval_tokens, 20);
+  EXPECT_EQ(c.schedule.warmup_tokens * 100, c.train.max_tokens);
+  EXPECT_EQ(c.optim.lr, 1e-4);
+  EXPECT_EQ(parameters(c.model), 516938832 - 132);
+  for (const auto& [V, total] : std::vector<std::pair<int, int64_t>>{
+           {256, 555901712}, {512, 711753232}, {1024, 1023456272}, {2048, 1646862352}}) {
+    const std::string wide = "model.value_head_dim=" + std::to_string(V);
+    EXPECT_EQ(parameters(load_config(base, {wide}).config.model), total - 132);
+  }
 }
 
 TEST(ConfigCommand, CheckNamesTheFilesAndFailsOnAnyError) {
