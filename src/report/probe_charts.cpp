@@ -26,34 +26,33 @@ constexpr Scale::Kind kLinear = Scale::Kind::linear, kLog = Scale::Kind::log10;
 
 // In the order of the page.
 constexpr Quantity kQuantities[] = {
-    {"write_gain", "Write gain β|k|², a number",
-     "The state shrinks along the key by 1 minus this; it is stable between 0 and 2, and 1 "
-     "replaces "
-     "what the state held for the key.",
+    {"write_gain", "Write gain β|k|² (no unit)",
+     "The state shrinks along the key by 1 minus this: stable between 0 and 2; 1 replaces what the "
+     "state held for the key.",
      kLinear, true},
-    {"decay", "Decay of a token, a factor", "What is left of the state after one token.", kLinear,
-     false},
-    {"half_life", "Half-life at that decay, tokens (log scale)",
+    {"decay", "Decay e^g of a token (no unit)", "What is left of the state after one token.",
+     kLinear, false},
+    {"half_life", "Half-life at that decay (tokens, log scale)",
      "Tokens after which half of the state is left, if every token decayed like this one.", kLog,
      false},
-    {"key_norm", "Key norm |k|, a number", "After convolution and SiLU, before any normalisation.",
+    {"key_norm", "Key norm |k| (no unit)", "After convolution and SiLU, before any normalisation.",
      kLinear, false},
-    {"value_norm", "Value norm |v|, a number",
+    {"value_norm", "Value norm |v| (no unit)",
      "After convolution and SiLU, before any normalisation.", kLinear, false},
-    {"key_cosine", "Cosine of successive keys, a number",
+    {"key_cosine", "Cosine of successive keys (no unit)",
      "Of the keys of two tokens in a row in the same document.", kLinear, false},
-    {"residual_before", "Residual |v − Sᵀk| before the write, in units of v",
+    {"residual_before", "Residual |v − Sᵀk| before the write (units of v)",
      "What the decayed state gets wrong about the value it is asked for.", kLinear, false},
-    {"residual_after", "Residual |v − Sᵀk| after the write, in units of v",
+    {"residual_after", "Residual |v − Sᵀk| after the write (units of v)",
      "The same behind the write: |1 − β|k|²| times as much.", kLinear, false},
-    {"state_norm", "State norm |S|, in units of v per k (log scale)",
+    {"state_norm", "State norm |S| (units of v / k, log scale)",
      "Frobenius norm at the ends of chunks of 64 tokens.", kLog, false},
-    {"state_rank", "Effective rank of the state, directions",
+    {"state_rank", "Effective rank of the state (directions)",
      "(Σσ²)² / Σσ⁴ over its singular values: how many directions carry it (Bartlett et al. 2020).",
      kLinear, false},
-    {"inverse_max", "Largest entry of the intra-chunk inverse, a number",
-     "max |T_ij| below the diagonal of (I + A)⁻¹ of a chunk: at most the write gain where that is "
-     "stable.",
+    {"inverse_max", "Largest entry of the intra-chunk inverse (no unit)",
+     "max |T_ij| below the diagonal of (I + A)⁻¹ of a chunk; where all gains are below 1, so is "
+     "this.",
      kLinear, true}};
 
 struct Probed {
@@ -154,6 +153,15 @@ Range shared_range(const std::vector<Chart>& panels, Scale::Kind kind) {
   return shared.valid() ? padded(shared, kind, 0.05) : shared;
 }
 
+// About four in a low panel; powers of ten on a logarithmic axis that spans some.
+std::vector<double> panel_ticks(Range y, Scale::Kind kind) {
+  if (kind == kLinear) return Scale(kind, y, 0, 1).ticks(4);
+  std::vector<double> ticks;
+  for (double power = std::ceil(std::log10(y.low)); power <= std::log10(y.high); ++power)
+    ticks.push_back(std::pow(10, power));
+  return ticks.size() > 1 ? ticks : std::vector<double>();
+}
+
 std::string count_of(const std::vector<Probed>& drawn, const std::string& name) {
   Range counts = kEmptyRange;
   for (const Probed& p : drawn)
@@ -175,6 +183,7 @@ Figure quantity_figure(const std::vector<Probed>& drawn, const Quantity& quantit
   std::string content;
   for (Chart& chart : panels) {
     chart.y.range = y;
+    chart.y.ticks = panel_ticks(y, quantity.scale);
     content += render_chart(chart);
   }
   return {text_element("h3", quantity.heading) + element("div", content, {{"class", "panels"}}),
