@@ -10,6 +10,7 @@
 
 #include "core/philox.h"
 #include "tests/model/model_fixture.h"
+#include "tests/support/compare.h"
 
 namespace kla::testing {
 namespace {
@@ -37,23 +38,25 @@ struct Checked {
   Runtime runtime;
   LanguageModel model;
   Weights weights;
+  int64_t text;
   std::unique_ptr<MixerCheck> check;
 
-  explicit Checked(const ModelConfig& config, Device device = Device::cpu)
-      : runtime(device, 2), model(config) {
+  explicit Checked(const ModelConfig& config, Device device = Device::cpu,
+                   DType compute = DType::f32, int64_t length = kText)
+      : runtime(device, 2, compute), model(config), text(length) {
     runtime.set_up(
         [&] {
           weights = runtime.allocate_weights(model.parameters());
-          check = std::make_unique<MixerCheck>(runtime, model, weights, config.num_hidden_layers,
-                                               kText);
+          check =
+              std::make_unique<MixerCheck>(runtime, model, weights, config.num_hidden_layers, text);
         },
         [&] { check->plan(); });
-    initialize(model.parameters(), weights.master, 5);
+    initialize(runtime.context, weights, 5);
   }
 
   std::vector<LayerCheck> run(bool resets = false) {
     const RandomStream random(3, "text");
-    std::vector<int32_t> tokens(kText);
+    std::vector<int32_t> tokens(static_cast<size_t>(text));
     for (size_t i = 0; i < tokens.size(); ++i)
       tokens[i] = static_cast<int32_t>(random.bits(i) % 32);
     std::vector<uint8_t> reset;
@@ -94,6 +97,21 @@ TEST(MixerCheck, HoldsTheReferenceDeviceToDoublePrecision) {
   Checked checked(small_config(), Device::reference);
   for (const LayerCheck& c : checked.run())
     EXPECT_LE(worst_ratio(c, check_bounds(DType::f64)), 1) << c.layer;
+}
+
+TEST(MixerCheck, PassesOnEveryDeviceInEveryType) {
+  ModelConfig config = small_config();
+  config.num_hidden_layers = 1;
+  config.key_head_dim = config.value_head_dim = 16;
+  for (Device device : devices_under_test())
+    for (DType compute : {DType::f32, DType::bf16}) {
+      if (compute == DType::bf16 && !has_bf16(device)) continue;
+      Checked checked(config, device, compute, 70);
+      for (const LayerCheck& c : checked.run())
+        EXPECT_LE(worst_ratio(c, check_bounds(compute)), 1)
+            << name_of(device) << " in " << name_of(compute) << ": " << c.chunkwise << ", "
+            << c.recurrent << ", " << c.between << ", " << c.definition;
+    }
 }
 
 // The chunkwise calls only: those that make T_zero, which a single token does not.

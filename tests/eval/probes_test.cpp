@@ -12,11 +12,11 @@
 
 #include "eval/mixer_tap.h"
 #include "tests/model/model_fixture.h"
+#include "tests/support/compare.h"
 
 namespace kla::testing {
 namespace {
 
-using Values = std::vector<double>;
 using Samples = std::map<Probe, std::vector<Values>>;  // [head][value]
 
 constexpr double kAgreement = 1e-4;
@@ -156,6 +156,7 @@ struct Shape {
   int64_t T = 150, tokens = 150;  // of which the probes look at
   bool resets = false;
   Recompute recompute = Recompute::none;
+  Device device = Device::cpu;
 };
 
 void set_up(ModelOnDevice& model, const Shape& shape) {
@@ -171,8 +172,8 @@ void set_up(ModelOnDevice& model, const Shape& shape) {
   model.use_reset = shape.resets;
 }
 
-std::vector<LayerProbe> probes_on_cpu(const ModelConfig& config, const Shape& shape) {
-  ModelOnDevice model(config, Device::cpu, 2, shape.T, shape.recompute);
+std::vector<LayerProbe> probes_on_device(const ModelConfig& config, const Shape& shape) {
+  ModelOnDevice model(config, shape.device, 2, shape.T, shape.recompute);
   set_up(model, shape);
   std::vector<LayerProbe> probes;
   const MixerTap tap(
@@ -207,14 +208,14 @@ Quantiles quantiles_by_hand(Values sample) {
   return out;
 }
 
-void expect_close(const Quantiles& found, const Quantiles& expected, const std::string& what) {
+void expect_near(const Quantiles& found, const Quantiles& expected, const std::string& what) {
   for (size_t i = 0; i < found.size(); ++i)
     EXPECT_NEAR(found[i], expected[i], kAgreement * std::max(0.01, std::abs(expected[i])))
         << what << ", quantile " << kQuantiles[i];
 }
 
 void expect_agreement(const ModelConfig& config, const Shape& shape, const std::string& what) {
-  const std::vector<LayerProbe> probes = probes_on_cpu(config, shape);
+  const std::vector<LayerProbe> probes = probes_on_device(config, shape);
   const std::vector<Samples> oracle = oracle_on_reference(config, shape);
   ASSERT_EQ(probes.size(), oracle.size()) << what;
   for (size_t l = 0; l < probes.size(); ++l) {
@@ -227,10 +228,10 @@ void expect_agreement(const ModelConfig& config, const Shape& shape, const std::
       ASSERT_EQ(summary.heads.size(), heads.size()) << where;
       for (size_t h = 0; h < heads.size(); ++h) {
         all.insert(all.end(), heads[h].begin(), heads[h].end());
-        expect_close(summary.heads[h], quantiles_by_hand(heads[h]), where);
+        expect_near(summary.heads[h], quantiles_by_hand(heads[h]), where);
       }
       EXPECT_EQ(summary.count, static_cast<int64_t>(all.size())) << where;
-      expect_close(summary.all, quantiles_by_hand(all), where);
+      expect_near(summary.all, quantiles_by_hand(all), where);
     }
   }
 }
@@ -246,10 +247,19 @@ TEST(Probes, AgreeAcrossDocumentsAndOnShortTexts) {
     expect_agreement(small_config(), {.tokens = tokens}, std::to_string(tokens) + " tokens");
 }
 
+TEST(Probes, AgreeOnEveryDevice) {
+  ModelConfig config = small_config();
+  config.num_hidden_layers = 1;
+  config.key_head_dim = config.value_head_dim = 16;
+  for (Device device : devices_under_test())
+    if (device != Device::cuda)  // the fixture writes into the device's memory
+      expect_agreement(config, {.T = 70, .tokens = 70, .device = device}, name_of(device));
+}
+
 TEST(Probes, AreTheSameUnderRecomputation) {
   const auto numbers = [](Recompute recompute) {
     std::vector<Quantiles> all;
-    for (const LayerProbe& probe : probes_on_cpu(small_config(), {.recompute = recompute}))
+    for (const LayerProbe& probe : probes_on_device(small_config(), {.recompute = recompute}))
       for (const ProbeSummary& summary : probe.values) all.push_back(summary.all);
     return all;
   };
@@ -262,7 +272,7 @@ TEST(Probes, AreTheSameUnderRecomputation) {
 
 TEST(Probes, LookAtFewChunksOfALongText) {
   const int64_t T = kChunk * (2 * kProbeChunks + 3);
-  const std::vector<LayerProbe> probes = probes_on_cpu(small_config(), {.T = T, .tokens = T});
+  const std::vector<LayerProbe> probes = probes_on_device(small_config(), {.T = T, .tokens = T});
   EXPECT_EQ(probes[0][Probe::write_gain].count, 2 * T);
   EXPECT_EQ(probes[0][Probe::key_cosine].count, 2 * (T - 1));
   EXPECT_EQ(probes[0][Probe::state_norm].count, 2 * kProbeChunks);
