@@ -19,7 +19,7 @@ enum class Probe {
   half_life,        // ln 2 / -g, tokens: how long the state would keep half of it at this decay
   key_norm,         // |k| after convolution and SiLU, before any normalisation
   value_norm,       // |v|, likewise
-  key_cosine,       // of the keys of two successive tokens of a document
+  key_cosine,       // of the keys of two successive tokens of a document, in one chunk
   residual_before,  // |v - a S^T k| of a token: what the decayed state gets wrong
   residual_after,   // the same behind the write; both in units of v
   state_norm,       // |S|, Frobenius, behind the last token of a chunk
@@ -50,9 +50,9 @@ struct LayerProbe {
   const ProbeSummary& operator[](Probe probe) const { return values[static_cast<size_t>(probe)]; }
 };
 
-// Residuals, states and inverses are those of at most this many chunks, spread evenly over the
-// sequence; the other quantities are those of every token.
-inline constexpr int64_t kProbeChunks = 16;
+// At most this many chunks of 64 tokens are looked at, spread evenly over the sequence: enough for
+// quantiles, and a cost that does not grow with the context length.
+inline constexpr int64_t kProbeChunks = 8;
 
 // From the first `tokens` tokens of the first sequence of a training forward pass (from the empty
 // state, S_enter saved), as a MixerTap hands it over. Uses the threads of the context.

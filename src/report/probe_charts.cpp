@@ -40,7 +40,7 @@ constexpr Quantity kQuantities[] = {
     {"value_norm", "Value norm |v| (no unit)",
      "After convolution and SiLU, before any normalisation.", kLinear, false},
     {"key_cosine", "Cosine of successive keys (no unit)",
-     "Of the keys of two tokens in a row in the same document.", kLinear, false},
+     "Of the keys of two tokens in a row of the same document.", kLinear, false},
     {"residual_before", "Residual |v − Sᵀk| before the write (units of v)",
      "What the decayed state gets wrong about the value it is asked for.", kLinear, false},
     {"residual_after", "Residual |v − Sᵀk| after the write (units of v)",
@@ -212,7 +212,7 @@ std::string probe_legend(const std::vector<RunData>& runs, const Summary& summar
          text_element(
              "p",
              "Line: median; bands: 25 to 75 % and 5 to 95 %; thin line, where there is "
-             "one: the largest value. Each probe looks at one sequence of a training step, "
+             "one: the largest value. Each probe looks at up to 512 tokens of one sequence, "
              "all heads of a layer together (metrics/probes.jsonl has each head). Drawn is "
              "the first probed run of each variant, at most three variants; the panels of "
              "a figure share their axes.",
