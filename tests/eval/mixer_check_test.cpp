@@ -104,8 +104,7 @@ TEST(MixerCheck, PassesOnEveryDeviceInEveryType) {
   config.num_hidden_layers = 1;
   config.key_head_dim = config.value_head_dim = 16;
   for (Device device : devices_under_test())
-    for (DType compute : {DType::f32, DType::bf16}) {
-      if (compute == DType::bf16 && !has_bf16(device)) continue;
+    for (DType compute : compute_types(device)) {
       Checked checked(config, device, compute, 70);
       for (const LayerCheck& c : checked.run())
         EXPECT_LE(worst_ratio(c, check_bounds(compute)), 1)
