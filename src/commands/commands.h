@@ -12,6 +12,7 @@ using CommandLine = std::vector<std::string>;  // argv without program and subco
 int train_command(const CommandLine&);
 int eval_command(const CommandLine&);
 int generate_command(const CommandLine&);
+int check_command(const CommandLine&);
 int data_command(const CommandLine&);
 int config_command(const CommandLine&);
 int report_command(const CommandLine&);

@@ -168,6 +168,10 @@ static void describe(Schema& s, LogConfig& c) {
   s.add("interval_steps", &c.interval_steps, "between console and metrics lines",
         {.unit = "steps", .min = 1, .max = 1e9, .safe = true});
   s.add("csv", &c.csv, "write metrics/train.csv beside train.jsonl", {.safe = true});
+  s.add("probe_interval_steps", &c.probe_interval_steps,
+        "between looks inside the mixers (write gain, decay, state, ...: metrics/probes.jsonl); "
+        "0: off. The losses do not depend on it",
+        {.unit = "steps", .min = 0, .max = 1e9, .safe = true});
 }
 
 static void describe(Schema& s, DeviceConfig& c) {

@@ -5,6 +5,7 @@
 
 #include "report/charts.h"
 #include "report/markup.h"
+#include "report/probe_charts.h"
 #include "report/scale.h"
 #include "report/statistics.h"
 #include "report/style.h"
@@ -269,6 +270,9 @@ std::string render_report(const std::vector<RunData>& runs) {
                                     evaluation_table(summary) + protocol_table(summary));
   curves = optimizer_figures(runs, summary);
   body += section("Learning rate and gradient norm", curves.empty() ? "" : figures(curves));
+  curves = probe_figures(runs, summary);
+  body += section("Inside the mixers",
+                  curves.empty() ? "" : probe_legend(runs, summary) + figures(curves));
   body += section("Differences in config", difference_table(summary));
   body += section("How to repeat these runs", reproducibility(runs, summary));
   return "<!DOCTYPE html>\n" +

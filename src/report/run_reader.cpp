@@ -14,11 +14,12 @@ namespace {
 using Json = nlohmann::json;
 using OrderedJson = nlohmann::ordered_json;
 
+constexpr double kMissing = std::numeric_limits<double>::quiet_NaN();
+
 // A finite number, or NaN: absent fields and the strings "nan" and "inf" that JSON rows carry.
 double number(const Json& row, const char* key) {
   const auto found = row.find(key);
-  return found != row.end() && found->is_number() ? found->get<double>()
-                                                  : std::numeric_limits<double>::quiet_NaN();
+  return found != row.end() && found->is_number() ? found->get<double>() : kMissing;
 }
 
 int64_t integer(const Json& row, const char* key) {
@@ -81,6 +82,19 @@ void read_eval_row(const Json& row, RunData& run) {
   if (const std::string protocol = string_of(row, "protocol"); !protocol.empty())
     out.protocol = protocol;
   if (out.length > 0) run.evals.push_back(out);
+}
+
+void read_probe_row(const Json& row, RunData& run) {
+  if (string_of(row, "t") != "probe") return;
+  ProbeRow out{.tokens = number(row, "tokens"), .layer = integer(row, "layer"), .values = {}};
+  for (const auto& [name, value] : row.items()) {
+    if (!value.is_object() || !value.contains("all") || !value["all"].is_array()) continue;
+    std::vector<double> q;
+    for (const Json& x : value["all"]) q.push_back(x.is_number() ? x.get<double>() : kMissing);
+    if (q.size() == 6)
+      out.values.push_back({name, number(value, "n"), q[0], q[1], q[2], q[3], q[4], q[5]});
+  }
+  if (std::isfinite(out.tokens)) run.probes.push_back(std::move(out));
 }
 
 // The text of a file of the run, "" with a note if it is not there.
@@ -227,6 +241,10 @@ RunData read_run(const std::string& directory) {
   note_damage(run, "metrics/eval.jsonl",
               for_each_row(read_part(run, "metrics/eval.jsonl"),
                            [&](const Json& row) { read_eval_row(row, run); }));
+  if (file_exists(directory + "/metrics/probes.jsonl"))
+    note_damage(run, "metrics/probes.jsonl",
+                for_each_row(read_part(run, "metrics/probes.jsonl"),
+                             [&](const Json& row) { read_probe_row(row, run); }));
   run.name = value_of(run.config, "run.name");
   if (run.name.empty()) run.name = base_name(directory);
   return run;

@@ -33,6 +33,19 @@ struct EvalRow {
   std::string protocol = "full";  // full: every real target once | kla_release_...
 };
 
+// One quantity inside the mixer of a layer: quantiles over tokens (or chunks) and heads.
+struct ProbeValues {
+  std::string name;  // "write_gain"
+  double count = 0;  // values behind the quantiles
+  double low = 0, lower = 0, median = 0, upper = 0, high = 0, most = 0;  // 5 25 50 75 95 100 %
+};
+
+struct ProbeRow {
+  double tokens = 0;
+  int64_t layer = 0;
+  std::vector<ProbeValues> values;
+};
+
 using KeyValues = std::vector<std::pair<std::string, std::string>>;  // dotted key, value as text
 
 struct RunData {
@@ -44,6 +57,7 @@ struct RunData {
   KeyValues status;         // status.json, flattened
   std::vector<TrainRow> train;
   std::vector<EvalRow> evals;
+  std::vector<ProbeRow> probes;    // none unless log.probe_interval_steps was set
   std::vector<std::string> notes;  // what was missing or could not be read
 };
 

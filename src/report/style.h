@@ -50,7 +50,11 @@ svg .reference { stroke: #8a8a8a; stroke-dasharray: 1 3; }
 svg .leader { stroke: #c4c4c4; }
 svg .curve { fill: none; stroke-width: 1.75; stroke-linejoin: round; }
 svg .pale { fill: none; stroke-width: 1; stroke-linejoin: round; opacity: .28; }
+svg .band { stroke: none; opacity: .18; }
 svg .whisker { stroke-width: 1.25; }
+
+.panels { display: grid; gap: 6px 12px; margin-top: 4px;
+  grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); }
 
 .record { display: grid; grid-template-columns: max-content 1fr; gap: 1px 20px; margin: 6px 0; }
 .record dt { color: #595959; }

@@ -87,11 +87,12 @@ Range data_range(const Chart& chart, bool of_x) {
       const double value = of_x ? p.x : p.y;
       if (std::isfinite(p.y) && fits(value)) range.include(value);
     }
-    for (const Range& whisker : series.whiskers) {
-      if (of_x || !whisker.valid() || !fits(whisker.low)) continue;
-      range.include(whisker.low);
-      range.include(whisker.high);
-    }
+    for (const std::vector<Range>* ranges : {&series.whiskers, &series.band})
+      for (const Range& r : *ranges) {
+        if (of_x || !r.valid() || !fits(r.low)) continue;
+        range.include(r.low);
+        range.include(r.high);
+      }
   }
   return range;
 }
@@ -170,6 +171,28 @@ std::string draw_line(const Series& series, const Plot& plot) {
   return empty_element("path", attributes);
 }
 
+// The band as closed outlines, one for each stretch without a gap: its upper edge and back.
+std::string draw_band(const Series& series, const Plot& plot) {
+  std::string path, upper, lower;
+  const auto close = [&] {
+    if (!upper.empty()) path += "M" + upper.substr(1) + lower + "Z";
+    upper = lower = "";
+  };
+  for (size_t i = 0; i < series.band.size(); ++i) {
+    const Range& r = series.band[i];
+    const double x = series.points[i].x;
+    if (!r.valid() || !plot.visible({x, r.low}) || !plot.visible({x, r.high})) {
+      close();
+      continue;
+    }
+    upper += "L" + number(plot.x.pixel(x)) + " " + number(plot.y.pixel(r.high));
+    lower = "L" + number(plot.x.pixel(x)) + " " + number(plot.y.pixel(r.low)) + lower;
+  }
+  close();
+  if (path.empty()) return "";
+  return empty_element("path", {{"fill", series.style.colour}, {"class", "band"}, {"d", path}});
+}
+
 std::string draw_markers(const Series& series, const Plot& plot) {
   std::string out;
   for (size_t i = 0; i < series.points.size(); ++i) {
@@ -192,6 +215,7 @@ std::string draw_markers(const Series& series, const Plot& plot) {
 // All lines, cut at the edges of the plot (an inner <svg> clips; a clip path would need an id).
 std::string draw_lines(const Chart& chart, const Plot& plot) {
   std::string lines;
+  for (const Series& series : chart.series) lines += draw_band(series, plot);
   for (const Series& series : chart.series)
     if (series.look != Series::Look::markers) lines += draw_line(series, plot);
   const std::string x = number(plot.left), y = number(plot.top - 2);

@@ -32,6 +32,13 @@ TEST_F(Commands, GenerateIsDecidedByItsSeed) {
   EXPECT_NE(text("2"), first);
 }
 
+TEST_F(Commands, CheckPassesATrainedRun) {
+  const ProgramEnd end = kla({"check", "reference", "--tokens", "100"});
+  ASSERT_EQ(end.exit_code, 0) << end.errors;
+  EXPECT_NE(end.output.find("pass"), std::string::npos) << end.output;
+  EXPECT_EQ(end.output.find("FAIL"), std::string::npos) << end.output;
+}
+
 TEST_F(Commands, ReportWritesAPage) {
   const ProgramEnd end = kla({"report", "reference", "-o", "page.html"});
   ASSERT_EQ(end.exit_code, 0) << end.errors;
