@@ -6,6 +6,7 @@
 #include "config/load.h"
 #include "config/schema.h"
 #include "config/suggest.h"
+#include "config/sweep_config.h"
 #include "config/value.h"
 #include "core/log.h"
 
@@ -86,7 +87,11 @@ int run_config_check(const std::vector<std::string>& files) {
   bool good = true;
   for (const std::string& file : files) {
     try {
-      with_kind(kind_of_config(file), [&](auto load, auto root) {
+      const ConfigKind kind = kind_of_config(file);
+      if (kind == ConfigKind::sweep)
+        log::info(file + ": ok, a sweep of " + std::to_string(load_sweep(file).runs.size()) +
+                  " runs");
+      with_kind(kind, [&](auto load, auto root) {
         const auto loaded = load(file, {}, Completeness::fragment);
         root = loaded.config;
         const std::string missing = list_of(missing_keys(root));
@@ -102,7 +107,11 @@ int run_config_check(const std::vector<std::string>& files) {
 }
 
 int run_config_show(const std::string& file, const std::vector<std::string>& overrides) {
-  with_kind(kind_of_config(file), [&](auto load, auto) {
+  const ConfigKind kind = kind_of_config(file);
+  if (kind == ConfigKind::sweep)
+    throw Error(Exit::usage, "'" + log::printable(file) + "' is a sweep, not a config",
+                "'kla sweep plan " + log::printable(file) + "' prints its runs");
+  with_kind(kind, [&](auto load, auto) {
     const std::string text = freeze(load(file, overrides, Completeness::fragment));
     std::fwrite(text.data(), 1, text.size(), stdout);
   });

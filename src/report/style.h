@@ -6,7 +6,7 @@ namespace kla::report {
 inline constexpr const char* kStyle = R"css(
 :root { color-scheme: light; }
 body { margin: 0; background: #fff; color: #1c1c1c; font-size: 15px; line-height: 1.5; }
-body, svg text { font-family: -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial,
+body { font-family: -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial,
   "Liberation Sans", sans-serif; }
 main { max-width: 1060px; margin: 0 auto; padding: 40px 24px 56px; }
 h1, h2, h3 { font-weight: 600; overflow-wrap: anywhere; }
@@ -39,19 +39,6 @@ figure { margin: 0; }
 figcaption { margin-top: 6px; }
 svg { display: block; max-width: 100%; height: auto; }
 svg.swatch { display: inline-block; vertical-align: -1px; margin-right: 8px; }
-svg text { font-size: 12px; fill: #1c1c1c; }
-svg .title { font-size: 12.5px; }
-svg .tick { fill: #595959; }
-svg .end { text-anchor: end; }
-svg .middle { text-anchor: middle; }
-svg .grid { stroke: #ececec; }
-svg .axis { stroke: #8a8a8a; }
-svg .reference { stroke: #8a8a8a; stroke-dasharray: 1 3; }
-svg .leader { stroke: #c4c4c4; }
-svg .curve { fill: none; stroke-width: 1.75; stroke-linejoin: round; }
-svg .pale { fill: none; stroke-width: 1; stroke-linejoin: round; opacity: .28; }
-svg .whisker { stroke-width: 1.25; }
-
 .record { display: grid; grid-template-columns: max-content 1fr; gap: 1px 20px; margin: 6px 0; }
 .record dt { color: #595959; }
 .record dd { margin: 0; overflow-wrap: anywhere; }
@@ -66,6 +53,25 @@ summary { cursor: pointer; }
   .figures { grid-template-columns: 1fr 1fr; }
   details { display: none; }
 }
+)css";
+
+// Also goes into figures that are exported by themselves.
+inline constexpr const char* kSvgStyle = R"css(
+svg text { font-size: 12px; fill: #1c1c1c; font-family: -apple-system, "Segoe UI", Roboto,
+  "Helvetica Neue", Arial, "Liberation Sans", sans-serif; }
+svg .title { font-size: 12.5px; }
+svg .tick { fill: #595959; }
+svg .end { text-anchor: end; }
+svg .middle { text-anchor: middle; }
+svg .grid { stroke: #ececec; }
+svg .axis { stroke: #8a8a8a; }
+svg .reference { stroke: #8a8a8a; stroke-dasharray: 1 3; }
+svg .leader { stroke: #c4c4c4; }
+svg .curve { fill: none; stroke-width: 1.75; stroke-linejoin: round; }
+svg .thin { fill: none; stroke-width: 1; stroke-linejoin: round; opacity: .55; }
+svg .pale { fill: none; stroke-width: 1; stroke-linejoin: round; opacity: .28; }
+svg .whisker { stroke-width: 1.25; }
+svg .zero { stroke: #595959; }
 )css";
 
 }  // namespace kla::report
