@@ -46,6 +46,7 @@ struct RmsNormForward {
 // dx = dresidual + rstd (h - xhat mean(h xhat)),  h = dy o w,  xhat = x rstd;  dw += sum dy xhat.
 struct RmsNormBackward {
   View dx;         // [M,D] acc; may be the same memory as dresidual
+  View dx_copy;    // [M,D] compute, optional: dx once more, for the matrix products below it
   View dw;         // [D] acc, added to
   View dresidual;  // [M,D] acc, optional: the gradient of the other branch
   View dy;         // [M,D] compute
@@ -78,7 +79,7 @@ struct MixerOptions {
   int rule = 1;  // index into Rules (kernels/step_rules.h)
   SeqFactor factor = SeqFactor::none;
   DecayGate decay = DecayGate::dual_mamba;
-  double eps = 1e-6;  // of the key norm; the query norm always uses 1e-6
+  double eps = 1e-6;  // of the key norm; query and value norms use kUnitEps
 };
 
 // Small parameters of the mixer, or their gradients. Views a rule or gate does not use are empty.
@@ -88,7 +89,7 @@ struct MixerPrepParameters {
   View b_bias;          // [H] acc
   View a_log;           // [H] acc, dual_mamba
   View a_bias;          // [H] acc: dt_bias of dual_mamba, bias of dual_logsigmoid
-  View theta;           // [1] acc: logit of the learned scalar
+  View theta;           // [1] (one for all heads) or [H] acc: logit of the rule's learned scalar
 };
 
 // The raw inputs of a mixer and where it stands in its sequence; used by forward and backward.

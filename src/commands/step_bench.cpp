@@ -84,7 +84,7 @@ class BenchModel {
 
   void set_up_training() {
     runtime_.set_up([&] { allocate_training(); }, [&] { train_step(1); });
-    initialize(model_.parameters(), weights_.master, 1);
+    initialize(context(), weights_, 1);
     zero_fill(context(), m_);
     zero_fill(context(), v_);
     draw_tokens();
@@ -100,7 +100,7 @@ class BenchModel {
     ops::adamw(ctx, {.w = weights_.master,
                      .m = m_,
                      .v = v_,
-                     .copy = {},
+                     .copy = weights_.second_copy(),
                      .g = gradients_,
                      .norm = norm_,
                      .segments = segments_.data(),
@@ -116,7 +116,7 @@ class BenchModel {
                       prefill(config_.seq_len);
                       decode();
                     });
-    initialize(model_.parameters(), weights_.master, 1);
+    initialize(context(), weights_, 1);
     LanguageModel::clear(context(), state_);
     draw_tokens();
   }
@@ -156,11 +156,13 @@ class BenchModel {
   void draw_tokens() {
     const RandomStream random(1, "bench tokens");
     const double N = static_cast<double>(model_.vocab_size());
-    for (int64_t i = 0; i < tokens(); ++i) {
-      const auto index = static_cast<uint64_t>(i);
-      tokens_.as<int32_t>()[i] = static_cast<int32_t>(random.uniform(2 * index, 0, N));
-      targets_.as<int32_t>()[i] = static_cast<int32_t>(random.uniform(2 * index + 1, 0, N));
+    std::vector<int32_t> inputs, targets;
+    for (uint64_t i = 0; i < static_cast<uint64_t>(tokens()); ++i) {
+      inputs.push_back(static_cast<int32_t>(random.uniform(2 * i, 0, N)));
+      targets.push_back(static_cast<int32_t>(random.uniform(2 * i + 1, 0, N)));
     }
+    upload(context(), tokens_, inputs.data());
+    upload(context(), targets_, targets.data());
   }
 
   BenchConfig config_;

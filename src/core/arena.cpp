@@ -1,10 +1,10 @@
 #include "core/arena.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 
+#include "core/device.h"
 #include "core/error.h"
+#include "core/memory.h"
 
 namespace kla {
 namespace {
@@ -15,19 +15,21 @@ int64_t round_up(int64_t bytes) {
 
 }  // namespace
 
-Arena::Arena(std::string name, int64_t capacity)
-    : name_(std::move(name)), capacity_(round_up(std::max<int64_t>(capacity, kAlignment))) {
-  base_ = static_cast<std::byte*>(
-      std::aligned_alloc(static_cast<size_t>(kAlignment), static_cast<size_t>(capacity_)));
+Arena::Arena(std::string name, int64_t capacity, DeviceServices* services)
+    : name_(std::move(name)),
+      services_(services ? services : &services_of(Device::cpu)),
+      capacity_(round_up(std::max<int64_t>(capacity, kAlignment))) {
+  base_ = static_cast<std::byte*>(services_->allocate(capacity_));
   if (!base_) {
     throw Error(Exit::io,
-                "cannot allocate " + std::to_string(capacity_ >> 20) + " MiB for " + name_,
+                "cannot allocate " + format_bytes(capacity_) + " for " + name_ + ": " +
+                    format_bytes(services_->free_bytes()) + " are free",
                 "reduce train.micro_batch_size or data.seq_len, or set train.recompute: block");
   }
 }
 
 Arena::~Arena() {
-  std::free(base_);
+  if (base_) services_->release(base_);
 }
 
 View Arena::allocate(DType dtype, std::initializer_list<int64_t> dims) {
@@ -37,7 +39,7 @@ View Arena::allocate(DType dtype, std::initializer_list<int64_t> dims) {
     KLA_CHECK(used_ + bytes <= capacity_,
               "arena '" + name_ + "' is too small for " + view.describe() + ": the plan missed it");
     view.data = base_ + used_;
-    if (poison_) std::memset(view.data, 0xFF, static_cast<size_t>(bytes));
+    if (poison_ && bytes > 0) services_->fill(view.data, 0xFF, bytes);
   }
   used_ += bytes;
   high_water_ = std::max(high_water_, used_);

@@ -12,12 +12,16 @@
 
 namespace kla {
 
+class DeviceServices;  // core/device.h
+
 class Arena {
  public:
   static constexpr int64_t kAlignment = 64;  // bytes: a cache line and an AVX-512 vector
 
   explicit Arena(std::string name) : name_(std::move(name)) {}  // counting: views have null data
-  Arena(std::string name, int64_t capacity);                    // bytes; Error{io} if not to be had
+  // `capacity` bytes of a device's memory. Error{io} naming what was asked, what is free and which
+  // setting to change.
+  Arena(std::string name, int64_t capacity, DeviceServices* services = nullptr);
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -42,6 +46,7 @@ class Arena {
 
  private:
   std::string name_;
+  DeviceServices* services_ = nullptr;
   std::byte* base_ = nullptr;
   int64_t capacity_ = 0, used_ = 0, high_water_ = 0;
   bool poison_ = false;

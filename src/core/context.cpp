@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/device.h"
 #include "core/error.h"
 
 namespace kla {
@@ -23,6 +24,9 @@ const char* name_of(Device device) {
 
 void zero_fill(const Context& context, View dense) {
   KLA_CHECK(dense.dense(), dense.describe());
+  if (context.dry_run) return;
+  DeviceServices& services = services_of(context.device);
+  if (!services.host_memory()) return services.fill(dense.data, 0, dense.bytes());
   constexpr int64_t kBlock = 1 << 20;  // bytes a task
   const int64_t bytes = dense.bytes();
   context.parallel((bytes + kBlock - 1) / kBlock, [&](int64_t block, int) {

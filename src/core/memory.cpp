@@ -13,11 +13,11 @@ Arena& ArenaSet::operator[](const std::string& name) {
   return *arenas_.emplace_back(std::make_unique<Arena>(name));
 }
 
-void ArenaSet::materialize() {
+void ArenaSet::materialize(DeviceServices* services) {
   KLA_CHECK(planned_.empty(), "the memory was allocated already");
   for (auto& arena : arenas_) {
     planned_.push_back(arena->high_water());
-    arena = std::make_unique<Arena>(arena->name(), arena->high_water());
+    arena = std::make_unique<Arena>(arena->name(), arena->high_water(), services);
   }
 }
 

@@ -22,7 +22,8 @@ namespace kla {
 class ArenaSet {
  public:
   Arena& operator[](const std::string& name);  // created at first use, while counting
-  void materialize();                          // Error{io} naming the arena that does not fit
+  // In a device's memory, the host's if null. Error{io} naming the arena that does not fit.
+  void materialize(DeviceServices* services = nullptr);
 
   int64_t total() const;      // bytes: planned, or allocated
   std::string table() const;  // who holds what, one line an arena

@@ -132,10 +132,13 @@ std::string caption_of(const std::vector<Row>& rows, const Comparison& compariso
   std::string text = "Differences of the validation loss to " +
                      comparison.variants[comparison.base].name +
                      ", paired by seed. Marker: mean over seeds; thick bar: 95 % Student t "
-                     "interval over seeds; thin bar: the same with all " +
-                     std::to_string(comparison.comparisons) +
-                     " comparisons covered together (Bonferroni); ticks below: the seeds; n = "
-                     "paired seeds.";
+                     "interval over seeds; " +
+                     (comparison.comparisons < 2
+                          ? std::string()
+                          : "thin bar: the same with all " +
+                                std::to_string(comparison.comparisons) +
+                                " comparisons covered together (Bonferroni); ") +
+                     "ticks below: the seeds; n = paired seeds.";
   for (const Row& row : rows)
     if (row.published)
       text += " Grey diamond, " + row.published->rule + ": published, " +

@@ -78,7 +78,11 @@ std::string run_notes(const std::vector<RunData>& runs, const Summary& summary) 
   std::string items;
   for (size_t i = 0; i < runs.size(); ++i) {
     const RunSummary& run = summary.runs[i];
-    if (!run.state.empty() && run.state != "finished")
+    const RunState state = state_of(runs[i].status);
+    const std::string why = value_of(runs[i].status, "why");
+    if (state == RunState::failed || state == RunState::diverged)
+      items += text_element("li", run.label + ": this run " + name_of(state) + ": " + why);
+    else if (!run.state.empty() && run.state != "finished")
       items += text_element(
           "li", run.label + ": this run is not finished, its state is '" + run.state + "'");
     for (const std::string& note : runs[i].notes)

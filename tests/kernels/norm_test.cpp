@@ -21,6 +21,7 @@ void run_rms_norm(Lab& lab, const Inputs& in, int64_t M, int64_t D, bool in_plac
   lab.keep("rstd", forward.rstd);
   const View dresidual = in.contains("dresidual") ? lab.acc(in.at("dresidual"), {M, D}) : View();
   const RmsNormBackward backward{.dx = in_place ? dresidual : lab.acc({M, D}),
+                                 .dx_copy = {},
                                  .dw = lab.accumulator({D}),
                                  .dresidual = dresidual,
                                  .dy = lab.compute(in.at("dy"), {M, D}),
