@@ -85,8 +85,9 @@ void print(const Side& a, const Side& b, const Perplexity& x, const Perplexity& 
     std::snprintf(text, sizeof text, "  %c      loss %.4f, ppl %.2f  ", name, p->loss, p->ppl());
     log::info(text + *path);
   }
-  std::snprintf(text, sizeof text, "  B - A  %+.4f nats [%+.4f, %+.4f], perplexity ratio %.4f: ",
-                paired.difference, paired.low, paired.high, std::exp(paired.difference));
+  std::snprintf(text, sizeof text,
+                "  B - A  %+.4f nats [%+.4f, %+.4f], perplexity ratio %.4f: ", paired.difference,
+                paired.low, paired.high, std::exp(paired.difference));
   log::info(text + verdict(paired));
 }
 

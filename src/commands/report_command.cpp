@@ -57,15 +57,18 @@ int run_report(const ReportOptions& options) {
 
 int report_command(const CommandLine& words) {
   ReportOptions options;
-  Arguments arguments("report", "One HTML page about runs, or about a sweep: tables, verdicts, "
+  Arguments arguments("report",
+                      "One HTML page about runs, or about a sweep: tables, verdicts, "
                       "curves, configs.",
                       "kla report runs/quickstart/kla runs/quickstart/gdn -o report.html\n"
                       "  kla report runs/step_size_cpu --svg experiments/figures");
   arguments.positionals("RUN", options.runs, "run directories, or one sweep directory", true);
   arguments.option("-o,--output", options.output, "the page");
-  arguments.option("--csv", options.csv, "also the table: a row for each run and context length, of a sweep a row for "
+  arguments.option("--csv", options.csv,
+                   "also the table: a row for each run and context length, of a sweep a row for "
                    "each variant");
-  arguments.option("--svg", options.svg, "also every figure as a file of its own, in this directory");
+  arguments.option("--svg", options.svg,
+                   "also every figure as a file of its own, in this directory");
   return arguments.parse(words) ? run_report(options) : 0;
 }
 

@@ -71,8 +71,8 @@ double predict_seconds(const SweepRun& run, const RunStanding& standing, const S
   const double tokens = left * static_cast<double>(c.train.global_batch_tokens);
   const double evaluations =
       c.eval.interval_tokens > 0 ? tokens / static_cast<double>(c.eval.interval_tokens) : 0;
-  return scale * (left * time.step_seconds +
-                  time.scoring_seconds * (evaluations * partial + whole));
+  return scale *
+         (left * time.step_seconds + time.scoring_seconds * (evaluations * partial + whole));
 }
 
 std::string plan_table(const Sweep& sweep, const std::vector<RunStanding>& standings,
@@ -125,8 +125,7 @@ std::string slurm_script(const Sweep& sweep, int jobs) {
   for (size_t i = 0; i < sweep.runs.size(); ++i) {
     script += "  " + std::to_string(i) + ") words=(";
     const std::vector<std::string> words = train_words(sweep, sweep.runs[i], 0);
-    for (size_t w = 0; w < words.size(); ++w)
-      script += (w > 0 ? " " : "") + shell_quoted(words[w]);
+    for (size_t w = 0; w < words.size(); ++w) script += (w > 0 ? " " : "") + shell_quoted(words[w]);
     script += ") ;;\n";
   }
   script +=
@@ -144,8 +143,8 @@ std::string sweep_record(const Sweep& sweep) {
   std::string text =
       "# Sweep of kla, format 1: the runs that were asked for. What became of them stands in their "
       "directories.\n";
-  text += "name: " + sweep.config.name + "\nfile: \"" + sweep.file + "\"\nbaseline: " +
-          sweep.config.baseline + "\nruns:\n";
+  text += "name: " + sweep.config.name + "\nfile: \"" + sweep.file +
+          "\"\nbaseline: " + sweep.config.baseline + "\nruns:\n";
   for (const SweepRun& run : sweep.runs)
     text += "  " + run.name + ":\n    variant: " + run.variant +
             "\n    seed: " + std::to_string(run.seed) + "\n";

@@ -14,8 +14,8 @@ struct StepTime {
   std::string run;
   int threads = 0, steps = 0;
   double step_seconds = 0;
-  double scoring_seconds = 0;   // a validation target, all context lengths
-  double flops_per_token = 0;   // of the measured model; others are scaled by theirs
+  double scoring_seconds = 0;  // a validation target, all context lengths
+  double flops_per_token = 0;  // of the measured model; others are scaled by theirs
   int64_t validation_targets = 0;
 };
 StepTime measure_step_time(const SweepRun&, int threads);

@@ -118,8 +118,8 @@ class Scheduler {
     const auto ended = static_cast<int64_t>(exit_codes_.size());
     std::string names;
     for (const auto& [i, unused] : running_) names += " " + at(i).name;
-    log::status_line(progress_bar(ended, static_cast<int64_t>(all_)) + " " +
-                     std::to_string(ended) + "/" + std::to_string(all_) + names);
+    log::status_line(progress_bar(ended, static_cast<int64_t>(all_)) + " " + std::to_string(ended) +
+                     "/" + std::to_string(all_) + names);
   }
 
   const Sweep& sweep_;
@@ -147,8 +147,7 @@ RunStanding standing_of(const SweepRun& run) {
   RunStanding standing;
   standing.steps = make_train_plan(run.loaded.config).steps;
   if (!file_exists(directory + "/config.yaml")) return standing;
-  const std::string keys =
-      differing_keys(load_run_config(directory).config, run.loaded.config);
+  const std::string keys = differing_keys(load_run_config(directory).config, run.loaded.config);
   if (!keys.empty())
     throw Error(Exit::usage, "'" + directory + "' was started with another config:" + keys,
                 "give the sweep another name, or remove that directory");

@@ -14,7 +14,7 @@ namespace kla {
 struct RunStanding {
   report::RunState state = report::RunState::fresh;
   int64_t step = 0, steps = 0;
-  std::string why;  // it failed
+  std::string why;     // it failed
   bool done() const {  // nothing to do: a divergence is a result, the same again would diverge too
     return state == report::RunState::finished || state == report::RunState::diverged;
   }

@@ -266,8 +266,7 @@ Schema schema_of(SweepConfig& c) {
         {.required = true});
   s.add("name", &c.name, "name of the sweep", {.words = Words::file_name, .required = true});
   s.add("dir", &c.dir, "the run directories lie below it; {name} is replaced", {.required = true});
-  s.add("baseline", &c.baseline,
-        "variant that the others are compared with; empty: the first");
+  s.add("baseline", &c.baseline, "variant that the others are compared with; empty: the first");
   s.add("references", &c.references,
         "CSV of published differences for the report, relative to this file");
   return s;

@@ -206,7 +206,8 @@ std::string read_config_text(const std::string& path) {
   std::error_code error;
   const std::filesystem::file_status status = std::filesystem::status(path, error);
   if (!std::filesystem::exists(status)) throw Error(Exit::usage, "there is no such file");
-  if (!std::filesystem::is_regular_file(status)) throw Error(Exit::usage, "it is not a regular file");
+  if (!std::filesystem::is_regular_file(status))
+    throw Error(Exit::usage, "it is not a regular file");
   std::string text = read_file(path, kMaxConfigBytes);
   if (text.rfind("\xEF\xBB\xBF", 0) == 0) text.erase(0, 3);  // byte order mark
   return text;

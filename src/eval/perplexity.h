@@ -60,10 +60,10 @@ Interval bootstrap_interval(const std::vector<double>& loss_sums,
                             const std::vector<int64_t>& counts, int resamples = 1000,
                             uint64_t seed = 1);
 
-// Loss of b minus loss of a, nats a target, of two models on the same targets, and its 95 % interval
-// over documents: a document is drawn for both at once, so what makes it hard for both cancels. It
-// says how exactly these two models were measured, not how other seeds would have done. Error{data}
-// if the targets are not the same.
+// Loss of b minus loss of a, nats a target, of two models on the same targets, and its 95 %
+// interval over documents: a document is drawn for both at once, so what makes it hard for both
+// cancels. It says how exactly these two models were measured, not how other seeds would have done.
+// Error{data} if the targets are not the same.
 struct PairedLoss {
   double difference = 0, low = 0, high = 0;  // NaN limits with fewer than two documents
   int64_t documents = 0, targets = 0;

@@ -36,8 +36,7 @@ ModelCost count_cost(const ModelConfig& config, int64_t T) {
                            {{1, T, {}}, tokens, targets}, 1.0, losses);
   };
   runtime.set_up(allocate, forward_backward, true);
-  return {config.num_hidden_layers * config.num_heads * config.key_head_dim *
-              config.value_head_dim,
+  return {config.num_hidden_layers * config.num_heads * config.key_head_dim * config.value_head_dim,
           counter.flops / static_cast<double>(T)};
 }
 

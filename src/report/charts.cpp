@@ -50,19 +50,6 @@ std::string end_label(const Summary& summary, size_t run, int decimals,
   return label + " " + format_fixed(sum / static_cast<double>(variant.runs.size()), decimals);
 }
 
-// The mean of the curves of several runs, as far as all of them go and have points at the same x.
-std::vector<Point> mean_curve(const std::vector<std::vector<Point>>& curves) {
-  std::vector<Point> mean;
-  for (size_t i = 0;; ++i) {
-    double sum = 0;
-    for (const std::vector<Point>& points : curves) {
-      if (i >= points.size() || points[i].x != curves.front()[i].x) return mean;
-      sum += points[i].y;
-    }
-    mean.push_back({curves.front()[i].x, sum / static_cast<double>(curves.size())});
-  }
-}
-
 // A line for each variant: its run, or the mean of its runs over their thin lines.
 void add_curves(Chart& chart, const Summary& summary, const std::vector<std::vector<Point>>& curves,
                 const std::function<std::string(size_t run)>& label) {
@@ -369,12 +356,11 @@ std::vector<Figure> optimizer_figures(const std::vector<RunData>& runs, const Su
   const Axis norm{.title = "gradient norm (log scale)",
                   .kind = Scale::Kind::log10,
                   .format = [](double value, double) { return format_short(value); }};
-  return {
-      optimizer_figure(runs, summary, &TrainRow::lr, rate, "Learning rate of each logged step.",
-                       "learning_rate"),
-      optimizer_figure(runs, summary, &TrainRow::grad_norm, norm,
-                       "L2 norm of the whole gradient before clipping, at each logged step.",
-                       "gradient_norm")};
+  return {optimizer_figure(runs, summary, &TrainRow::lr, rate, "Learning rate of each logged step.",
+                           "learning_rate"),
+          optimizer_figure(runs, summary, &TrainRow::grad_norm, norm,
+                           "L2 norm of the whole gradient before clipping, at each logged step.",
+                           "gradient_norm")};
 }
 
 }  // namespace kla::report

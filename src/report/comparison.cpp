@@ -33,8 +33,7 @@ bool same_targets(const RunSummary& a, const RunSummary& b) {
   return x->length == y->length && x->targets == y->targets && a.validation == b.validation;
 }
 
-VariantResult describe_variant(const std::vector<RunData>& runs, const Summary& summary,
-                               size_t v) {
+VariantResult describe_variant(const std::vector<RunData>& runs, const Summary& summary, size_t v) {
   const Variant& variant = summary.variants[v];
   VariantResult result;
   result.name = variant.name;
@@ -75,8 +74,8 @@ std::string metric_of(const Summary& summary) {
   for (const RunSummary& run : summary.runs)
     if (const EvalRow* row = result_of(run))
       return "validation loss after training, context " +
-             format_context(static_cast<double>(row->length)) + ", nats per target, n = " +
-             format_exact(row->targets) + " targets a run";
+             format_context(static_cast<double>(row->length)) +
+             ", nats per target, n = " + format_exact(row->targets) + " targets a run";
   return "validation loss after training";
 }
 
@@ -107,8 +106,8 @@ std::string with_interval(const std::string& mean, const std::optional<double>& 
 // Left-aligned columns; "±" is two bytes and one character.
 std::string aligned(const std::vector<std::vector<std::string>>& rows) {
   const auto characters = [](const std::string& text) {
-    return static_cast<size_t>(std::count_if(text.begin(), text.end(),
-                                             [](char c) { return (c & 0xC0) != 0x80; }));
+    return static_cast<size_t>(
+        std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
   };
   std::vector<size_t> widths(rows.front().size());
   for (const auto& row : rows)
@@ -130,6 +129,11 @@ bool Effect::separable() const {
 }
 bool Effect::separable_together() const {
   return excludes_zero(alone.mean, together);
+}
+
+bool Comparison::over_seeds() const {
+  return std::any_of(variants.begin(), variants.end(),
+                     [](const VariantResult& v) { return v.runs > 1; });
 }
 
 Effect judge(const std::vector<double>& differences, size_t comparisons) {
@@ -196,13 +200,13 @@ std::string to_text(const Comparison& comparison) {
       {"variant", "seeds", "mean loss", "minus " + base, "verdict"}};
   for (const VariantResult& v : comparison.variants) {
     const bool is_base = &v == &comparison.variants[comparison.base];
-    rows.push_back({v.name, std::to_string(v.finished) + "/" + std::to_string(v.runs),
-                    with_interval(format_fixed(v.loss.mean, kDecimals), v.loss.half_width),
-                    is_base || v.differences.empty()
-                        ? "–"
-                        : with_interval(signed_fixed(v.effect.alone.mean),
-                                        v.effect.alone.half_width),
-                    v.verdict});
+    rows.push_back(
+        {v.name, std::to_string(v.finished) + "/" + std::to_string(v.runs),
+         with_interval(format_fixed(v.loss.mean, kDecimals), v.loss.half_width),
+         is_base || v.differences.empty()
+             ? "–"
+             : with_interval(signed_fixed(v.effect.alone.mean), v.effect.alone.half_width),
+         v.verdict});
   }
   std::string text = comparison.metric + "\n" + aligned(rows) + comparison_statement(comparison);
   for (const std::string& note : comparison.notes) text += "\n" + note;

@@ -16,8 +16,9 @@
 namespace kla::report {
 
 struct Effect {
-  MeanInterval alone;              // 95 % for this comparison by itself
-  std::optional<double> together;  // half-width with which all comparisons hold at 95 % (Bonferroni)
+  MeanInterval alone;  // 95 % for this comparison by itself
+  std::optional<double>
+      together;  // half-width with which all comparisons hold at 95 % (Bonferroni)
 
   bool separable() const;           // the interval excludes 0
   bool separable_together() const;  // also the wider one
@@ -38,9 +39,11 @@ struct VariantResult {
 };
 
 struct Comparison {
-  std::string metric;  // what is compared, with its unit and n
-  size_t base = 0;     // in `variants`
-  size_t comparisons = 0;  // variants with an interval of their difference
+  bool over_seeds() const;  // some variant has several runs: there is something to say
+
+  std::string metric;                   // what is compared, with its unit and n
+  size_t base = 0;                      // in `variants`
+  size_t comparisons = 0;               // variants with an interval of their difference
   std::vector<VariantResult> variants;  // in the order of Summary::variants
   std::vector<std::string> notes;       // what was left out, and why
 };

@@ -13,6 +13,8 @@ using namespace svg_parts;
 
 constexpr double kRow = 34, kTop = 34, kBottom = 46, kGap = 14, kLetter = 6.9;  // pixels
 constexpr int kWidth = 1000;
+constexpr double kSmoothing = 0.05;  // moving average over this share of the rows
+constexpr double kStart = 0.1;       // share of the training whose differences set no scale
 
 size_t characters(const std::string& text) {
   return static_cast<size_t>(
@@ -82,8 +84,7 @@ std::string draw_row(const Row& row, const Scale& x, double y, double numbers_at
   if (row.published)
     out += marker_at(x.pixel(row.published->difference), y,
                      {.colour = "#595959", .marker = Marker::diamond}, true);
-  if (effect.together)
-    out += whisker(x, y, effect.alone.mean, *effect.together, row.style, "0.75");
+  if (effect.together) out += whisker(x, y, effect.alone.mean, *effect.together, row.style, "0.75");
   if (effect.alone.half_width)
     out += whisker(x, y, effect.alone.mean, *effect.alone.half_width, row.style, "2.25");
   for (double d : result.differences)
@@ -118,10 +119,9 @@ std::string draw_forest(const std::vector<Row>& rows, const std::string& base) {
   const double right = numbers_at - kGap;
   const double bottom = kTop + kRow * static_cast<double>(rows.size());
   const Scale x(Scale::Kind::linear, range_of(rows), left, right);
-  std::string content =
-      text_at(4, 14, "better than " + base + ": left of the line", "title") +
-      draw_axis(x, left, right, bottom,
-                "validation loss minus that of " + base + ", nats per target");
+  std::string content = text_at(4, 14, "better than " + base + ": left of the line", "title") +
+                        draw_axis(x, left, right, bottom,
+                                  "validation loss minus that of " + base + ", nats per target");
   for (size_t i = 0; i < rows.size(); ++i)
     content += draw_row(rows[i], x, kTop + kRow * (static_cast<double>(i) + 0.4), numbers_at);
   return svg(kWidth, static_cast<int>(bottom + kBottom),
@@ -129,31 +129,91 @@ std::string draw_forest(const std::vector<Row>& rows, const std::string& base) {
 }
 
 std::string caption_of(const std::vector<Row>& rows, const Comparison& comparison) {
-  std::string text = "Differences of the validation loss to " +
-                     comparison.variants[comparison.base].name +
-                     ", paired by seed. Marker: mean over seeds; thick bar: 95 % Student t "
-                     "interval over seeds; " +
-                     (comparison.comparisons < 2
-                          ? std::string()
-                          : "thin bar: the same with all " +
-                                std::to_string(comparison.comparisons) +
-                                " comparisons covered together (Bonferroni); ") +
-                     "ticks below: the seeds; n = paired seeds.";
+  std::string text =
+      "Differences of the validation loss to " + comparison.variants[comparison.base].name +
+      ", paired by seed. Marker: mean over seeds; thick bar: 95 % Student t "
+      "interval over seeds; " +
+      (comparison.comparisons < 2
+           ? std::string()
+           : "thin bar: the same with all " + std::to_string(comparison.comparisons) +
+                 " comparisons covered together (Bonferroni); ") +
+      "ticks below: the seeds; n = paired seeds.";
   for (const Row& row : rows)
     if (row.published)
-      text += " Grey diamond, " + row.published->rule + ": published, " +
-              row.published->measures + ".";
+      text += " Grey diamond, " + row.published->rule + ": published " +
+              format_fixed(row.published->difference, 4) + ", " + row.published->measures + ".";
   return text;
+}
+
+// ------------------------------------------------------------------------------ over the training
+
+// Logged training loss of `run` minus that of `base`, at the steps both logged; smoothed.
+std::vector<Point> loss_difference(const RunData& run, const RunData& base) {
+  std::vector<Point> points;
+  size_t j = 0;
+  for (const TrainRow& row : run.train) {
+    while (j < base.train.size() && base.train[j].step < row.step) ++j;
+    if (j < base.train.size() && base.train[j].step == row.step)
+      points.push_back({row.tokens, row.loss - base.train[j].loss});
+  }
+  return moving_average(points, std::max(1.0, kSmoothing * static_cast<double>(points.size())));
+}
+
+// Over the seeds that both variants have.
+std::vector<std::vector<Point>> paired_curves(const std::vector<RunData>& runs,
+                                              const Summary& summary, size_t variant, size_t base) {
+  std::vector<std::vector<Point>> curves;
+  for (size_t i : summary.variants[variant].runs)
+    for (size_t j : summary.variants[base].runs)
+      if (summary.runs[i].seed == summary.runs[j].seed && !runs[i].train.empty() &&
+          !runs[j].train.empty())
+        curves.push_back(loss_difference(runs[i], runs[j]));
+  return curves;
+}
+
+Figure training_differences(const std::vector<RunData>& runs, const Summary& summary,
+                            const Comparison& comparison) {
+  const VariantResult& base = comparison.variants[comparison.base];
+  Chart chart{.description = "Training loss minus that of " + base.name,
+              .width = kWidth,
+              .x = {.title = "training tokens",
+                    .format = [](double value, double) { return format_short(value); }},
+              .y = {.title = "training loss minus that of " + base.name +
+                             " on the same batches, nats per token"}};
+  double most = 0;
+  for (const RunSummary& run : summary.runs) most = std::max(most, run.tokens);
+  chart.x.range = {0, most};
+  Range shown = {0, 0};
+  for (const VariantResult& result : comparison.variants) {
+    if (result.variant == base.variant) continue;
+    const auto curves = paired_curves(runs, summary, result.variant, base.variant);
+    const std::vector<Point> mean = mean_curve(curves);
+    for (const Point& p : mean)
+      if (p.x > kStart * most) shown.include(p.y);
+    chart.series.push_back({.style = summary.variants[result.variant].style,
+                            .points = mean,
+                            .label = result.name + " (" + std::to_string(curves.size()) + ")"});
+  }
+  chart.y.range = padded(shown, Scale::Kind::linear, 0.15);
+  return {render_chart(chart),
+          "Training loss minus that of " + base.name +
+              " at the same step of the same seed, on the same batches: moving average over 5 % of "
+              "the logged values, mean over seeds (their number in brackets). The first tenth of "
+              "the training may lie outside the frame. Below 0: ahead of " +
+              base.name + ".",
+          "training_differences"};
 }
 
 }  // namespace
 
-std::vector<Figure> comparison_figures(const Summary& summary, const Comparison& comparison,
+std::vector<Figure> comparison_figures(const std::vector<RunData>& runs, const Summary& summary,
+                                       const Comparison& comparison,
                                        const std::vector<Reference>& references) {
   const std::vector<Row> rows = rows_of(summary, comparison, references);
-  if (rows.empty()) return {};
+  if (rows.empty() || !comparison.over_seeds()) return {};
   return {{draw_forest(rows, comparison.variants[comparison.base].name),
-           caption_of(rows, comparison), "paired_differences"}};
+           caption_of(rows, comparison), "paired_differences"},
+          training_differences(runs, summary, comparison)};
 }
 
 }  // namespace kla::report

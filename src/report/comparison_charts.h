@@ -8,9 +8,10 @@
 
 namespace kla::report {
 
-// The paired differences as a forest plot, with published ones beside them; none without any
-// difference.
-std::vector<Figure> comparison_figures(const Summary& summary, const Comparison& comparison,
+// The paired differences as a forest plot, with published ones beside them, and how they came about
+// during the training; none without any difference.
+std::vector<Figure> comparison_figures(const std::vector<RunData>& runs, const Summary& summary,
+                                       const Comparison& comparison,
                                        const std::vector<Reference>& references);
 
 }  // namespace kla::report

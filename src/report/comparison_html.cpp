@@ -1,6 +1,5 @@
 #include "report/comparison_html.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "report/html_parts.h"
@@ -26,7 +25,7 @@ std::string row_of(const Summary& summary, const VariantResult& v, bool is_base)
              ? cell("–")
              : value_with_note((d.mean > 0 ? "+" : "") + format_fixed(d.mean, 4),
                                half_width(d.half_width));
-  row += cell(v.verdict, "text");
+  row += cell(v.verdict, "words");
   return row + cell(format_short(v.parameters)) + cell(format_short(v.state_values)) +
          cell(format_short(v.flops_per_token));
 }
@@ -34,25 +33,22 @@ std::string row_of(const Summary& summary, const VariantResult& v, bool is_base)
 }  // namespace
 
 std::string comparison_table(const Summary& summary, const Comparison& comparison) {
-  const bool several = std::any_of(comparison.variants.begin(), comparison.variants.end(),
-                                   [](const VariantResult& v) { return v.runs > 1; });
-  if (!several) return "";
+  if (!comparison.over_seeds()) return "";
   const std::string& base = comparison.variants[comparison.base].name;
   std::string rows;
   for (const VariantResult& v : comparison.variants)
     rows += element("tr", row_of(summary, v, &v == &comparison.variants[comparison.base]));
-  std::string out = table(
-      head_cell("variant") + head_cell("seeds", "finished") +
-          head_cell("mean val loss", "nats, 95 % over seeds") +
-          head_cell("perplexity", "of the mean loss") +
-          head_cell("minus " + base, "nats, paired, 95 %") + head_cell("verdict", "", "text") +
-          head_cell("parameters") + head_cell("state", "values a sequence") +
-          head_cell("training", "FLOP a token"),
-      rows);
+  std::string out = table(head_cell("variant") + head_cell("seeds", "finished") +
+                              head_cell("mean val loss", "nats, 95 % over seeds") +
+                              head_cell("perplexity", "of the mean loss") +
+                              head_cell("minus " + base, "nats, paired, 95 %") +
+                              head_cell("verdict", "", "text") + head_cell("parameters") +
+                              head_cell("state", "values") + head_cell("FLOP", "a token"),
+                          rows);
   out += paragraph("Metric: " + comparison.metric + ". " + comparison_statement(comparison));
   out += paragraph(
-      "State: the matrices S of all layers. FLOP: matrix products of forward and backward, counted "
-      "from the shapes of every op.");
+      "State: the matrices S of all layers, of one sequence. FLOP: matrix products of forward and "
+      "backward, counted from the shapes of every op.");
   std::string notes;
   for (const std::string& note : comparison.notes) notes += text_element("li", note);
   return out + (notes.empty() ? "" : element("ul", notes, {{"class", "notes"}}));

@@ -209,17 +209,18 @@ Page render_page(const SweepData& subject) {
   const std::string title = subject.name.empty() ? title_of(summary) : "Sweep " + subject.name;
   const size_t n = runs.size();
   Page page;
-  const auto draw = [&](std::vector<Figure> list) {
+  const auto draw = [&](std::vector<Figure> list, const char* css = "figures") {
     page.figures.insert(page.figures.end(), list.begin(), list.end());
-    return figures(list);
+    return figures(list, css);
   };
   std::string body = text_element("h1", title);
   body += paragraph(std::to_string(n) + (n == 1 ? " run" : " runs") +
                     ", read from the run directories by kla " + KLA_VERSION + " (" + KLA_GIT + ")");
   body += seed_statement(summary);
-  body += section("Comparison over seeds",
-                  comparison_table(summary, comparison) +
-                      draw(comparison_figures(summary, comparison, subject.references)));
+  body += section(
+      "Comparison over seeds",
+      comparison_table(summary, comparison) +
+          draw(comparison_figures(runs, summary, comparison, subject.references), "figures whole"));
   body += section(
       "Summary",
       summary_table(summary) +
@@ -234,10 +235,10 @@ Page render_page(const SweepData& subject) {
   body += section("Learning rate and gradient norm", draw(optimizer_figures(runs, summary)));
   body += section("Differences in config", difference_table(summary));
   body += section("How to repeat these runs", reproducibility(runs, summary));
-  page.html = "<!DOCTYPE html>\n" +
-              element("html", head_of(title) + element("body", element("main", body)),
-                      {{"lang", "en"}}) +
-              "\n";
+  page.html =
+      "<!DOCTYPE html>\n" +
+      element("html", head_of(title) + element("body", element("main", body)), {{"lang", "en"}}) +
+      "\n";
   return page;
 }
 
@@ -247,11 +248,9 @@ std::string render_report(const std::vector<RunData>& runs) {
 
 std::string standalone_svg(const Figure& figure) {
   const size_t end = figure.svg.find('>');  // of the opening tag
-  const std::string inside = text_element("title", figure.caption) +
-                             element("style", kSvgStyle) +
-                             empty_element("rect", {{"width", "100%"},
-                                                    {"height", "100%"},
-                                                    {"fill", "#fff"}});
+  const std::string inside =
+      text_element("title", figure.caption) + element("style", kSvgStyle) +
+      empty_element("rect", {{"width", "100%"}, {"height", "100%"}, {"fill", "#fff"}});
   return figure.svg.substr(0, end + 1) + inside + figure.svg.substr(end + 1) + "\n";
 }
 

@@ -34,12 +34,12 @@ std::string paragraph(const std::string& text, const char* css) {
   return text_element("p", text, {{"class", css}});
 }
 
-std::string figures(const std::vector<Figure>& list) {
+std::string figures(const std::vector<Figure>& list, const char* css) {
   if (list.empty()) return "";
   std::string content;
   for (const Figure& figure : list)
     content += element("figure", figure.svg + text_element("figcaption", figure.caption));
-  return element("div", content, {{"class", "figures"}});
+  return element("div", content, {{"class", css}});
 }
 
 std::string section(const char* heading, const std::string& content) {

@@ -16,7 +16,9 @@ std::string table(const std::string& head, const std::string& rows);
 std::string paragraph(const std::string& text, const char* css = "quiet");
 std::string interval(double low, double high, int decimals);  // "[1.20, 1.30]", "" if not known
 
-std::string figures(const std::vector<Figure>& list);  // "" if there are none
+// `css`: "figures", two in a row, or "figures whole".
+std::string figures(const std::vector<Figure>& list,
+                    const char* css = "figures");                      // "" if there are none
 std::string section(const char* heading, const std::string& content);  // "" if it is empty
 
 }  // namespace kla::report

@@ -43,6 +43,22 @@ std::vector<Point> reduce_to_columns(const std::vector<Point>& points,
   return reduced;
 }
 
+std::vector<Point> mean_curve(const std::vector<std::vector<Point>>& curves) {
+  std::vector<Point> mean;
+  if (curves.empty()) return mean;
+  const std::vector<Point>& first = curves.front();
+  for (size_t i = 0; i < first.size(); ++i) {
+    const double step = std::abs(first[i].x - (i > 0 ? first[i - 1].x : 0));
+    double sum = 0;
+    for (const std::vector<Point>& points : curves) {
+      if (i >= points.size() || std::abs(points[i].x - first[i].x) > step / 2) return mean;
+      sum += points[i].y;
+    }
+    mean.push_back({first[i].x, sum / static_cast<double>(curves.size())});
+  }
+  return mean;
+}
+
 double median(std::vector<double> values) {
   if (values.empty()) return std::numeric_limits<double>::quiet_NaN();
   const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
@@ -76,21 +92,27 @@ double beta_fraction(double x, double a, double b) {
   return fraction;
 }
 
-// I_x(a, b), the regularised incomplete beta function.
-double incomplete_beta(double x, double a, double b) {
+// I_x(a, b), the regularised incomplete beta function; y = 1 - x, given for accuracy near x = 1.
+double incomplete_beta(double x, double y, double a, double b) {
   if (x <= 0) return 0;
-  if (x >= 1) return 1;
+  if (y <= 0) return 1;
+  if (x > (a + 1) / (a + b + 2) && y < (b + 1) / (a + b + 2))
+    return 1 - incomplete_beta(y, x, b, a);
   const double front = std::exp(std::lgamma(a + b) - std::lgamma(a) - std::lgamma(b) +
-                                a * std::log(x) + b * std::log1p(-x));
-  if (x < (a + 1) / (a + b + 2)) return front * beta_fraction(x, a, b) / a;
-  return 1 - front * beta_fraction(1 - x, b, a) / b;
+                                a * std::log(x) + b * std::log(y));
+  return front * beta_fraction(x, a, b) / a;
 }
 
 }  // namespace
 
 double student_t_cdf(double t, double df) {
-  const double tail = incomplete_beta(df / (df + t * t), df / 2, 0.5) / 2;
-  return t > 0 ? 1 - tail : tail;
+  const double square = t * t, sum = df + square;
+  if (square > df) {  // far out: the tail itself
+    const double tail = incomplete_beta(df / sum, square / sum, df / 2, 0.5) / 2;
+    return t > 0 ? 1 - tail : tail;
+  }
+  const double middle = incomplete_beta(square / sum, df / sum, 0.5, df / 2) / 2;
+  return t > 0 ? 0.5 + middle : 0.5 - middle;
 }
 
 double student_t_quantile(double p, double df) {

@@ -22,6 +22,11 @@ std::vector<Point> moving_average(const std::vector<Point>& points, double windo
 std::vector<Point> reduce_to_columns(const std::vector<Point>& points,
                                      const std::function<int64_t(double)>& column);
 
+// The mean of the curves of several runs, as far as all of them go and have points at about the
+// same x: closer than half a step. (Seeds meet the short last window of the data at different
+// steps.)
+std::vector<Point> mean_curve(const std::vector<std::vector<Point>>& curves);
+
 double median(std::vector<double> values);  // NaN if empty
 
 // Student's t distribution with `df` > 0 degrees of freedom.

@@ -28,17 +28,19 @@ th:first-child, td:first-child { padding-left: 0; text-align: left; }
 thead th { font-weight: 600; border-bottom: 1px solid #8a8a8a; vertical-align: bottom; }
 small { color: #595959; font-size: 12px; font-weight: 400; }
 th small { display: block; }
-td.text, th.text { text-align: left; }
+td.text, th.text, td.words { text-align: left; }
+td.words { white-space: normal; min-width: 14em; max-width: 20em; line-height: 1.3; }
 tr.first td { border-top: 1px solid #dcdcdc; }
 pre, td.code, .record { font-family: ui-monospace, "SF Mono", Menlo, Consolas,
   "Liberation Mono", monospace; font-size: 12.5px; }
 
 .figures { display: grid; gap: 28px;
   grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); }
+.whole { grid-template-columns: 1fr; }
 figure { margin: 0; }
 figcaption { margin-top: 6px; }
 svg { display: block; max-width: 100%; height: auto; }
-svg.swatch { display: inline-block; vertical-align: -1px; margin-right: 8px; }
+svg.swatch { display: inline-block; max-width: none; vertical-align: -1px; margin-right: 8px; }
 .record { display: grid; grid-template-columns: max-content 1fr; gap: 1px 20px; margin: 6px 0; }
 .record dt { color: #595959; }
 .record dd { margin: 0; overflow-wrap: anywhere; }

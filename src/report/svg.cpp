@@ -107,7 +107,7 @@ std::string draw_axes(const Chart& chart, const Plot& plot) {
 // Down-sampled to two points a pixel column.
 std::string draw_line(const Series& series, const Plot& plot) {
   const bool pale = series.look == Series::Look::pale_line;
-  const char* style_class = pale                                   ? "pale"
+  const char* style_class = pale                                     ? "pale"
                             : series.look == Series::Look::thin_line ? "thin"
                                                                      : "curve";
   std::string path;

@@ -39,8 +39,7 @@ SweepData read_sweep(const std::string& directory) {
     if (key == "name") sweep.name = value;
     if (key == "baseline") sweep.baseline = value;
     if (!key.starts_with(prefix) || !key.ends_with(suffix)) continue;
-    const std::string name =
-        key.substr(prefix.size(), key.size() - prefix.size() - suffix.size());
+    const std::string name = key.substr(prefix.size(), key.size() - prefix.size() - suffix.size());
     sweep.runs.push_back(read_planned(directory + "/" + name, name));
     sweep.runs.back().variant = value;
   }
@@ -63,15 +62,17 @@ std::vector<Reference> parse_references(const std::string& text, const std::stri
     std::istringstream fields(line);
     Reference reference;
     std::string difference;
-    const bool complete = std::getline(fields, reference.rule, ',') &&
-                          std::getline(fields, reference.base, ',') &&
-                          std::getline(fields, difference, ',') &&
-                          std::getline(fields, reference.measures);
+    const bool complete =
+        std::getline(fields, reference.rule, ',') && std::getline(fields, reference.base, ',') &&
+        std::getline(fields, difference, ',') && std::getline(fields, reference.measures);
+    if (std::string& m = reference.measures; m.size() > 1 && m.front() == '"' && m.back() == '"')
+      m = m.substr(1, m.size() - 2);
     char* end = nullptr;
     reference.difference = std::strtod(difference.c_str(), &end);
     if (!complete || difference.empty() || *end != '\0' || !std::isfinite(reference.difference))
-      throw Error(Exit::data, "'" + file + "', line " + std::to_string(number) +
-                                  " is not 'rule,base,difference,measures'",
+      throw Error(Exit::data,
+                  "'" + file + "', line " + std::to_string(number) +
+                      " is not 'rule,base,difference,measures'",
                   "differences are numbers of nats");
     references.push_back(reference);
   }

@@ -21,16 +21,17 @@ struct Reference {
 
 // Several runs to report on together.
 struct SweepData {
-  std::string name;                   // empty: runs that were named one by one
-  std::string baseline;               // variant to compare with; empty: the first
-  std::vector<RunData> runs;          // every one that was asked for, started or not
+  std::string name;           // empty: runs that were named one by one
+  std::string baseline;       // variant to compare with; empty: the first
+  std::vector<RunData> runs;  // every one that was asked for, started or not
   std::vector<Reference> references;
 };
 
 bool is_sweep(const std::string& directory);
 SweepData read_sweep(const std::string& directory);  // Error{data|io}
 
-// Lines "rule,base,difference,measures" below a head; the last field takes the rest of its line.
+// Lines "rule,base,difference,measures" below a head; the last field takes the rest of its line,
+// in quotes or not.
 // Error{data} naming file and line.
 std::vector<Reference> parse_references(const std::string& text, const std::string& file);
 

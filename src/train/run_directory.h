@@ -32,8 +32,8 @@ struct RunStatus {
   std::string last_checkpoint;
 };
 
-// Takes PATH/lock for this process, for as long as the result lives. Error{usage} naming the process
-// that holds it and what `what` ("run directory") is in use; Error{io}.
+// Takes PATH/lock for this process, for as long as the result lives. Error{usage} naming the
+// process that holds it and what `what` ("run directory") is in use; Error{io}.
 File lock_directory(const std::string& path, const std::string& what, const std::string& remedy);
 
 class RunDirectory {

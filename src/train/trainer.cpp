@@ -267,8 +267,7 @@ double Trainer::time_scoring() {
   for (size_t i = 0; i < scorers_.size() && data_.val; ++i) {
     const PerplexityOptions options{.length = lengths_[i],
                                     .max_tokens = scorers_[i]->rows() * lengths_[i]};
-    const Perplexity p =
-        evaluate_perplexity(*scorers_[i], *data_.val, data_.token_bytes, options);
+    const Perplexity p = evaluate_perplexity(*scorers_[i], *data_.val, data_.token_bytes, options);
     seconds += p.seconds / static_cast<double>(p.tokens);
   }
   return seconds;
