@@ -19,6 +19,9 @@ void with_kind(ConfigKind kind, Work&& work) {
   if (kind == ConfigKind::training) work(load_config, Config{});
   if (kind == ConfigKind::prepare) work(load_prepare_config, PrepareConfig{});
   if (kind == ConfigKind::bench) work(load_bench_config, BenchConfig{});
+  if (kind == ConfigKind::sweep)
+    throw Error(Exit::usage, "a sweep file is not one config but many",
+                "'kla sweep plan FILE' prints its runs, 'kla config check FILE' checks it");
 }
 
 std::string list_of(const std::vector<std::string>& words) {
@@ -87,11 +90,12 @@ int run_config_check(const std::vector<std::string>& files) {
   bool good = true;
   for (const std::string& file : files) {
     try {
-      const ConfigKind kind = kind_of_config(file);
-      if (kind == ConfigKind::sweep)
-        log::info(file + ": ok, a sweep of " + std::to_string(load_sweep(file).runs.size()) +
-                  " runs");
-      with_kind(kind, [&](auto load, auto root) {
+      if (kind_of_config(file) == ConfigKind::sweep) {
+        const size_t runs = load_sweep(file).runs.size();
+        log::info(file + ": ok, a sweep of " + std::to_string(runs) + " runs");
+        continue;
+      }
+      with_kind(kind_of_config(file), [&](auto load, auto root) {
         const auto loaded = load(file, {}, Completeness::fragment);
         root = loaded.config;
         const std::string missing = list_of(missing_keys(root));
@@ -107,11 +111,7 @@ int run_config_check(const std::vector<std::string>& files) {
 }
 
 int run_config_show(const std::string& file, const std::vector<std::string>& overrides) {
-  const ConfigKind kind = kind_of_config(file);
-  if (kind == ConfigKind::sweep)
-    throw Error(Exit::usage, "'" + log::printable(file) + "' is a sweep, not a config",
-                "'kla sweep plan " + log::printable(file) + "' prints its runs");
-  with_kind(kind, [&](auto load, auto) {
+  with_kind(kind_of_config(file), [&](auto load, auto) {
     const std::string text = freeze(load(file, overrides, Completeness::fragment));
     std::fwrite(text.data(), 1, text.size(), stdout);
   });

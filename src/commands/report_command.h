@@ -10,8 +10,8 @@ namespace kla {
 struct ReportOptions {
   std::vector<std::string> runs;  // run directories, or one sweep directory
   std::string output = "report.html";
-  std::string csv;  // empty: none; of a sweep: its comparison
-  std::string svg;  // directory for the figures; empty: none
+  std::string csv;       // empty: none; of a sweep: its comparison
+  std::string svg = {};  // directory for the figures; empty: none
 };
 
 // Returns an exit code. Error{usage|data|io}.

@@ -71,7 +71,8 @@ int sweep_command(const CommandLine& line) {
                       planning ? "Prints the runs of a sweep, where each stands and, from a "
                                  "measured step time, the hours they need. Writes nothing."
                                : "Runs what is not done yet of a sweep: variants x seeds. "
-                                 "Interrupted runs continue, finished ones are skipped.",
+                                 "Interrupted runs continue, finished ones are skipped. ('kla "
+                                 "sweep plan FILE' shows what it will be.)",
                       planning ? "kla sweep plan configs/ablations/step_size_cpu.yaml --jobs 2"
                                : "kla sweep run configs/ablations/step_size_cpu.yaml --jobs 2\n"
                                  "  kla sweep run FILE --emit slurm > sweep.sbatch");

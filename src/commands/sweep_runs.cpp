@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <deque>
 #include <map>
 #include <set>
@@ -71,9 +72,10 @@ class Scheduler {
         waiting_.push_back(i);
         continue;
       }
+      const bool begun = file_exists(directory(i) + "/config.yaml");
       running_.emplace(i, Child(train_words(sweep_, at(i), threads_),
                                 sweep_.config.dir + "/log/" + at(i).name + ".log"));
-      log::info("start  " + at(i).name);
+      log::info((begun ? "resume " : "start  ") + at(i).name);
     }
   }
 
@@ -153,8 +155,7 @@ RunStanding standing_of(const SweepRun& run) {
                 "give the sweep another name, or remove that directory");
   const report::KeyValues status = report::read_flat_json(directory + "/status.json");
   standing.state = status.empty() ? RunState::unfinished : report::state_of(status);
-  const std::string step = report::value_of(status, "step");
-  standing.step = step.empty() ? 0 : std::stoll(step);
+  standing.step = std::strtoll(report::value_of(status, "step").c_str(), nullptr, 10);
   if (standing.state == RunState::failed || standing.state == RunState::diverged)
     standing.why = report::value_of(status, "why");
   return standing;

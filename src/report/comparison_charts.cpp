@@ -21,8 +21,11 @@ size_t characters(const std::string& text) {
       std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
 }
 
-const std::string& rule_of(const Summary& summary, const VariantResult& result) {
-  return summary.runs[summary.variants[result.variant].runs.front()].rule;
+// "" if none of its runs has started.
+std::string rule_of(const Summary& summary, const VariantResult& result) {
+  for (size_t i : summary.variants[result.variant].runs)
+    if (!summary.runs[i].rule.empty()) return summary.runs[i].rule;
+  return "";
 }
 
 // One line of the plot.
@@ -34,7 +37,7 @@ struct Row {
 
 std::vector<Row> rows_of(const Summary& summary, const Comparison& comparison,
                          const std::vector<Reference>& references) {
-  const std::string& base_rule = rule_of(summary, comparison.variants[comparison.base]);
+  const std::string base_rule = rule_of(summary, comparison.variants[comparison.base]);
   std::vector<Row> rows;
   for (const VariantResult& result : comparison.variants) {
     if (&result == &comparison.variants[comparison.base] || result.differences.empty()) continue;

@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "commands/config_command.h"
+#include "config/sweep_config.h"
 #include "config_files.h"
 #include "kernels/step_rules.h"
 
@@ -87,6 +88,18 @@ TEST(ConfigCommand, CheckNamesTheFilesAndFailsOnAnyError) {
   EXPECT_NE(out.find("needs data.train, train.max_tokens"), std::string::npos) << out;
   EXPECT_NE(err.find("bad.yaml:2:1: error: unknown key 'outptu'"), std::string::npos) << err;
   EXPECT_NE(err.find("did you mean 'output'?"), std::string::npos) << err;
+}
+
+TEST(ConfigCommand, ASweepIsCheckedButNotShown) {
+  const std::string sweep = (kConfigs / "ablations" / "step_size_cpu.yaml").string();
+  testing::internal::CaptureStdout();
+  EXPECT_EQ(run_config_check({sweep}), 0);
+  EXPECT_NE(testing::internal::GetCapturedStdout().find("ok, a sweep of 21 runs"),
+            std::string::npos);
+  for (const SweepRun& run : load_sweep(sweep).runs)
+    EXPECT_GE(find_rule(run.loaded.config.model.step_size.rule), 0) << run.name;
+  EXPECT_THROW(run_config_show(sweep, {}), Error);
+  EXPECT_THROW(run_config_explain("optim.lr", sweep), Error);
 }
 
 TEST(ConfigCommand, ShowPrintsAConfigThatShowsItself) {
