@@ -9,6 +9,7 @@ packages=(
   libhwy-dev libsentencepiece-dev libzstd-dev zlib1g-dev
   libdnnl-dev ocl-icd-opencl-dev  # oneDNN's CMake file asks for OpenCL, its package only recommends it
   libgtest-dev strace
+  libboost-context-dev  # fibers of the device simt
 )
 
 missing=()

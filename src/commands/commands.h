@@ -18,5 +18,6 @@ int report_command(const CommandLine&);
 int sweep_command(const CommandLine&);
 int compare_command(const CommandLine&);
 int bench_command(const CommandLine&);
+int doctor_command(const CommandLine&);
 
 }  // namespace kla

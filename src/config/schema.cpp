@@ -254,7 +254,7 @@ Schema schema_of(BenchConfig& c) {
         {.unit = "tokens", .min = 1, .max = kMaxSize});
   s.add("repeats", &c.repeats, "timed runs of each entry, after one that is not timed",
         {.min = 1, .max = 1e6});
-  s.add("threads", &c.threads, "CPU threads; 0: one a core", {.min = 0, .max = 4096});
+  s.section("device", "where to compute", c.device);
   s.add("ops", &c.ops, "ops to time (kernels/ops.h); empty: all", {.words = Words::identifier});
   s.add("whole_step", &c.whole_step, "also time forward, backward and update of the whole model");
   return s;
