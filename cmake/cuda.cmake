@@ -42,7 +42,7 @@ if(KLA_HAVE_CUDA)
 endif()
 
 # kla_cuda_layer(): kernels/cuda as one OBJECT library, the kernels by nvcc, what only calls libraries by the host's
-# compiler.
+# compiler. tools/kernel_report.py keeps what ptxas says of each kernel.
 function(kla_cuda_layer)
   if(NOT KLA_HAVE_CUDA)
     return()
@@ -51,8 +51,13 @@ function(kla_cuda_layer)
   add_library(kla_kernels_cuda OBJECT ${sources})
   target_link_libraries(kla_kernels_cuda PUBLIC kla_flags CUDA::cudart CUDA::cublasLt ${CMAKE_DL_LIBS})
   target_compile_options(kla_kernels_cuda PRIVATE
-    $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-fno-math-errno>
+    $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-fno-math-errno -Xptxas=-v --expt-relaxed-constexpr>
     $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${KLA_WERROR}>>:-Werror=all-warnings -Xcompiler=-Werror>)
+  find_program(KLA_PYTHON python3)  # for the report; the build goes without
+  if(KLA_PYTHON)
+    set_target_properties(kla_kernels_cuda PROPERTIES CUDA_COMPILER_LAUNCHER
+      "${KLA_PYTHON};${CMAKE_SOURCE_DIR}/tools/kernel_report.py;--compile;${CMAKE_CUDA_COMPILER_LAUNCHER}")
+  endif()
   if(KLA_CUDNN_INCLUDE AND KLA_CUDNN_LIBRARY)
     target_link_libraries(kla_kernels_cuda PUBLIC ${KLA_CUDNN_LIBRARY})
     target_include_directories(kla_kernels_cuda SYSTEM PRIVATE ${KLA_CUDNN_INCLUDE})

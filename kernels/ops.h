@@ -64,13 +64,13 @@ struct MatmulForward {
 };
 struct MatmulBackwardInput {  // dx = dy w  (+ dx if accumulate)
   View dx;                    // [M,K] compute
-  View dy;                    // [M,N] compute; columns
+  View dy;                    // [M,N] compute, or acc; columns
   View w;                     // [N,K] compute
   bool accumulate = false;
 };
 struct MatmulBackwardWeight {  // dw += dy^T x
   View dw;                     // [N,K] acc, added to
-  View dy;                     // [M,N] compute; columns
+  View dy;                     // [M,N] compute, or acc; columns
   View x;                      // [M,K] compute; columns
 };
 

@@ -22,9 +22,14 @@ constexpr Command kCommands[] = {
     {"train", "train a model from a config, or continue a run", kla::train_command},
     {"eval", "perplexity of a run on its validation set, with intervals", kla::eval_command},
     {"generate", "continue a prompt with a trained model", kla::generate_command},
+    {"check", "is a trained model computed correctly on this machine?", kla::check_command},
+    {"sweep", "variants x seeds of a config: plan, run, resume", kla::sweep_command},
+    {"compare", "paired difference of two runs on the same validation windows",
+     kla::compare_command},
     {"report", "one HTML page about one or more runs", kla::report_command},
     {"data", "prepare a corpus: text -> tokenizer -> token shards", kla::data_command},
     {"bench", "speed of the training step and of every op", kla::bench_command},
+    {"doctor", "devices, libraries and peak rates of this machine", kla::doctor_command},
     {"config", "check, show and explain configs", kla::config_command},
 };
 

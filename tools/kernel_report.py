@@ -1,59 +1,76 @@
 #!/usr/bin/env python3
-"""Registers, stack and shared memory of every CUDA kernel of a build, as `cuobjdump -res-usage` tells them, and
-the local memory that shows a spill. Fails if a kernel of the mixer (mixer_prep, delta_*) has any.
+"""Registers, shared memory, stack and spills of every CUDA kernel of a build, as ptxas told them when it was
+compiled. Fails if a kernel of the mixer (mixer_prep*.cu, delta_*.cu) spills registers.
 
-    tools/kernel_report.py build/cuda"""
+    tools/kernel_report.py build/cuda
+    tools/kernel_report.py --compile COMMAND...   # what the build does: COMMAND, ptxas's remarks kept in OBJECT.ptxas
+"""
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 
 MIXER = re.compile(r"mixer_prep|delta_")
-USAGE = re.compile(r"Function (\S+):\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(\S+)'")
+FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+USED = re.compile(r"Used (\d+) registers")
+SHARED = re.compile(r"(\d+) bytes smem")
 
 
-def tool(name):
-    found = shutil.which(name) or shutil.which(name, path="/usr/local/cuda/bin")
-    if not found:
-        sys.exit(f"kernel_report: {name} is not on the PATH\n  put the CUDA toolkit's bin/ there")
-    return found
+def compile_object(command):
+    command = [word for word in command if word]  # an empty launcher is an empty word
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    remarks = [line for line in done.stderr.splitlines() if line.startswith("ptxas info") or FRAME.search(line)]
+    others = [line for line in done.stderr.splitlines() if line not in remarks]
+    if others:
+        print("\n".join(others), file=sys.stderr)
+    target = pathlib.Path(command[command.index("-o") + 1])
+    target.with_name(target.name + ".ptxas").write_text("\n".join(remarks) + "\n", encoding="utf-8")
+    return done.returncode
 
 
-def demangled(names):
-    text = subprocess.run([tool("cu++filt"), "-p"], input="\n".join(names), capture_output=True, text=True,
-                          check=True).stdout
-    return [re.sub(r"^void |kla::\w+::|\(anonymous namespace\)::|_INTERNAL_\w+::", "", line)
-            for line in text.splitlines()]
+def readable(names):
+    text = subprocess.run(["c++filt", "-p"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
+    return [re.sub(r"kla::(cuda::)?|\(anonymous namespace\)::", "", line) for line in text.splitlines()]
 
 
-def kernels(build):
-    """(file, architecture, kernel, registers, stack, static shared, local) of every object below a build folder."""
-    objects = sorted(pathlib.Path(build).glob("CMakeFiles/kla_kernels_cuda.dir/**/*.cu.o"))
-    if not objects:
+def kernels(remarks):
+    """(mangled name, architecture, registers, static shared memory, stack, spilled) of each entry function."""
+    name = arch = frame = None
+    for line in remarks:
+        if entry := ENTRY.search(line):
+            name, arch = entry.groups()
+        elif found := FRAME.search(line):
+            frame = [int(number) for number in found.groups()]
+        elif name and (used := USED.search(line)):
+            shared = SHARED.search(line)
+            yield name, arch, int(used.group(1)), int(shared.group(1)) if shared else 0, frame[0], sum(frame[1:])
+            name = None
+
+
+def report(build):
+    files = sorted(pathlib.Path(build).glob("CMakeFiles/kla_kernels_cuda.dir/**/*.ptxas"))
+    if not files:
         sys.exit(f"kernel_report: {build} holds no CUDA objects\n  build it first: make cuda")
-    for path in objects:
-        text = subprocess.run([tool("cuobjdump"), "-res-usage", path], capture_output=True, text=True,
-                              check=True).stdout
-        for part in re.split(r"Fatbin elf code:", text)[1:]:
-            arch = re.search(r"arch = (\S+)", part).group(1)
-            found = USAGE.findall(part)
-            for (_, *numbers), name in zip(found, demangled([f[0] for f in found])):
-                yield (path.name.removesuffix(".cu.o"), arch, name, *map(int, numbers))
+    print(f"{'file':<22} {'arch':<7} {'regs':>4} {'shared':>6} {'stack':>5} {'spill':>5}  kernel")
+    spills = 0
+    for path in files:
+        source = path.name.split(".")[0]
+        found = list(kernels(path.read_text(encoding="utf-8").splitlines()))
+        for (_, arch, registers, shared, stack, spilled), name in zip(found, readable([f[0] for f in found])):
+            print(f"{source:<22} {arch:<7} {registers:>4} {shared:>6} {stack:>5} {spilled:>5}  {name}")
+            if spilled and MIXER.match(source):
+                spills += 1
+                print(f"kernel_report: {name} spills registers", file=sys.stderr)
+    return 1 if spills else 0
 
 
 def main():
-    if len(sys.argv) != 2:
+    if len(sys.argv) > 2 and sys.argv[1] == "--compile":
+        return compile_object(sys.argv[2:])
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
-    spills = []
-    print(f"{'file':<22} {'arch':<8} {'regs':>4} {'stack':>6} {'shared':>6} {'local':>6}  kernel")
-    for file, arch, name, registers, stack, shared, local in kernels(sys.argv[1]):
-        print(f"{file:<22} {arch:<8} {registers:>4} {stack:>6} {shared:>6} {local:>6}  {name}")
-        if (stack or local) and MIXER.search(file):
-            spills.append(f"{file}: {name} on {arch} keeps {stack + local} bytes a thread in local memory")
-    for line in spills:
-        print(line, file=sys.stderr)
-    return 1 if spills else 0
+    return report(sys.argv[1])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ packages=(
   libdnnl-dev ocl-icd-opencl-dev  # oneDNN's CMake file asks for OpenCL, its package only recommends it
   libopenmpi-dev openmpi-bin  # ranks over MPI; without it (KLA_MPI=OFF) they meet over TCP
   libgtest-dev strace
+  libboost-context-dev  # fibers of the device simt
 )
 
 missing=()

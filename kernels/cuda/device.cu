@@ -60,6 +60,7 @@ class Tracer final : public OpObserver {
   void begin(const OpBase& op, const void*) override { nvtxRangePushA(op.name()); }
   void end() override { nvtxRangePop(); }
 };
+#endif
 
 class Graph final : public Recording {
  public:
@@ -85,7 +86,6 @@ class Graph final : public Recording {
  private:
   cudaGraphExec_t executable_ = nullptr;
 };
-#endif
 
 class GpuServices final : public DeviceServices {
  public:
@@ -101,6 +101,9 @@ class GpuServices final : public DeviceServices {
            ", compute capability " + std::to_string(properties_.major) + "." +
            std::to_string(properties_.minor);
   }
+#ifndef KLA_SIMT
+  std::vector<std::string> libraries() const override { return library_versions(); }
+#endif
   int64_t free_bytes() const override {
     size_t free = 0, total = 0;
     KLA_CUDA_CHECK(cudaMemGetInfo(&free, &total));
@@ -124,13 +127,13 @@ class GpuServices final : public DeviceServices {
     ring_->upload(device, host, bytes);
   }
   void download(void* host, const void* device, int64_t bytes) override {
-    KLA_CUDA_CHECK(cudaMemcpyAsync(host, device, static_cast<size_t>(bytes),
-                                   cudaMemcpyDeviceToHost, stream_));
+    KLA_CUDA_CHECK(
+        cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_));
     synchronize();
   }
   void copy(void* to, const void* from, int64_t bytes) override {
-    KLA_CUDA_CHECK(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice,
-                                   stream_));
+    KLA_CUDA_CHECK(
+        cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream_));
   }
   void fill(void* device, uint8_t byte, int64_t bytes) override {
     KLA_CUDA_CHECK(cudaMemsetAsync(device, byte, static_cast<size_t>(bytes), stream_));
@@ -145,6 +148,7 @@ class GpuServices final : public DeviceServices {
     check_cuda(state, "cudaStreamQuery", __FILE__, __LINE__);
     return true;
   }
+#endif
 
   // The first call is for what ops set up once (library handles, kernels loaded on demand), which a
   // capture forbids.
@@ -152,7 +156,10 @@ class GpuServices final : public DeviceServices {
     work();
     return std::make_unique<Graph>(work);
   }
-  OpObserver* tracer() override { return &tracer_; }
+#ifndef KLA_SIMT
+  OpObserver* tracer() override {
+    return &tracer_;
+  }
 #endif
 
  private:
@@ -164,11 +171,11 @@ class GpuServices final : public DeviceServices {
                   std::string("device.backend: no NVIDIA GPU can be used here: ") +
                       (error != cudaSuccess ? cudaGetErrorString(error) : "none is visible"),
                   "check `nvidia-smi` and CUDA_VISIBLE_DEVICES, or choose device.backend: cpu");
-    const int index = chosen_device();
+    const int index = device_in_use();
     if (index >= devices)
       throw Error(Exit::usage,
-                  "device.backend: rank " + std::to_string(index) + " of this node has no GPU: " +
-                      std::to_string(devices) + " are visible",
+                  "device.backend: rank " + std::to_string(index) +
+                      " of this node has no GPU: " + std::to_string(devices) + " are visible",
                   "start one process per GPU, or check CUDA_VISIBLE_DEVICES");
     KLA_CUDA_CHECK(cudaSetDevice(index));
     KLA_CUDA_CHECK(cudaGetDeviceProperties(&properties_, index));
@@ -194,20 +201,25 @@ GpuServices& gpu() {
   return services;
 }
 
-DeviceServices& make_services() { return gpu(); }
+DeviceServices& make_services() {
+  return gpu();
+}
 
 [[maybe_unused]] const bool registered = register_services(Device::KLA_BACKEND, make_services);
 
 }  // namespace
 
-cudaStream_t stream() { return static_cast<cudaStream_t>(gpu().stream()); }
+cudaStream_t stream() {
+  return static_cast<cudaStream_t>(gpu().stream());
+}
 
 void check_cuda(cudaError_t error, const char* call, const char* file, int line) {
   if (error == cudaSuccess) return;
-  throw Error(Exit::internal,
-              std::string(call) + " failed (" + file + ":" + std::to_string(line) +
-                  "): " + cudaGetErrorString(error),
-              "set CUDA_LAUNCH_BLOCKING=1 to see which kernel it was; compute-sanitizer shows where");
+  throw Error(
+      Exit::internal,
+      std::string(call) + " failed (" + file + ":" + std::to_string(line) +
+          "): " + cudaGetErrorString(error),
+      "set CUDA_LAUNCH_BLOCKING=1 to see which kernel it was; compute-sanitizer shows where");
 }
 
 }  // namespace kla::KLA_BACKEND

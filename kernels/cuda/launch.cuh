@@ -29,8 +29,8 @@ using bfloat16 = __nv_bfloat16;
 
 struct Shape {
   dim3 grid;
-  unsigned threads = 0;      // of a block
-  size_t shared_bytes = 0;   // dynamic, as SharedSize counts
+  unsigned threads = 0;     // of a block
+  size_t shared_bytes = 0;  // dynamic, as SharedSize counts
 };
 
 // Bytes that a sequence of SharedMemory::array() calls takes; the host's side of a kernel's layout.
@@ -86,8 +86,10 @@ void launch(const Context& context, void (*kernel)(Parameters...), const Shape& 
     KLA_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                         cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         static_cast<int>(shape.shared_bytes)));
+  // clang-format off
   kernel<<<shape.grid, shape.threads, shape.shared_bytes, stream()>>>(
       static_cast<Parameters>(args)...);
+  // clang-format on
   KLA_CUDA_CHECK(cudaGetLastError());
 }
 

@@ -11,6 +11,9 @@
 #define KLA_BACKEND cuda
 #endif
 
+#include <string>
+#include <vector>
+
 #define KLA_CUDA_CHECK(call) ::kla::KLA_BACKEND::check_cuda((call), #call, __FILE__, __LINE__)
 
 namespace kla::KLA_BACKEND {
@@ -20,5 +23,8 @@ cudaStream_t stream();
 
 // Error{internal} with the call, its place and CUDA's text.
 void check_cuda(cudaError_t, const char* call, const char* file, int line);
+
+// "cuBLASLt 13.1", ... of the driver and NVIDIA's libraries (versions.cpp).
+std::vector<std::string> library_versions();
 
 }  // namespace kla::KLA_BACKEND

@@ -38,9 +38,7 @@ LoadedConfig load(const TrainArguments& a) {
 void require_same_config(const LoadedConfig& loaded, const RunDirectory& run) {
   if (!run.has_config()) return;
   const LoadedConfig frozen = load_run_config(run.path());
-  std::string keys;
-  for (const ConfigDifference& d : diff_configs(frozen.config, loaded.config))
-    if (!d.safe) keys += "\n  " + d.path + ": " + d.before + " there, " + d.after + " now";
+  const std::string keys = differing_keys(frozen.config, loaded.config);
   if (!keys.empty())
     throw Error(
         Exit::usage, "run directory '" + run.path() + "' was started with another config:" + keys,
@@ -95,6 +93,15 @@ std::vector<Fact> facts_of(const LoadedConfig& loaded, const OpenData& data) {
   return facts;
 }
 
+// Before hours are spent on a rule under which the state can grow.
+void warn_of_unstable_rule(const ModelConfig& model) {
+  const RuleInfo& rule = rule_info(find_rule(model.step_size.rule));
+  if (rule.stable()) return;
+  log::warning("step-size rule " + std::string(rule.name) + ", beta = " +
+               std::string(rule.equation) + ", can write with a gain beta |k|^2 above 2: " +
+               "the state may grow until the run stops with exit code 5");
+}
+
 // Continues from the checkpoint that rank 0 has chosen; false if it has none.
 bool continue_run(Trainer& trainer, const std::optional<Checkpoint>& from, Communicator& ranks) {
   if (from) restore(trainer, *from, TrainState(trainer.state()));
@@ -143,6 +150,7 @@ RunIdentity identity_of(const Trainer& trainer, const CommandLine& command_line,
           .shuffle_seed = config.data.shuffle_seed,
           .parameters = trainer.model().parameters().count(),
           .embedding_parameters = trainer.model().embedding_count(),
+          .cost = count_cost(config.model, config.data.seq_len),
           .device = name_of(trainer.context().device),
           .threads = trainer.context().pool->threads(),
           .ranks = ranks};
@@ -174,6 +182,7 @@ int train_in(const LoadedConfig& loaded, const CommandLine& command_line, RunDir
   if (ranks.root() && !run.has_config()) run.write_config(freeze(loaded));
 
   log::info(trainer.describe());
+  warn_of_unstable_rule(config.model);
   log::info("run         " + run.path() +
             (continued ? ", continued from step " + std::to_string(state.step) : ""));
   run.record_start(identity_of(trainer, command_line, config, state, data, ranks.size()),
@@ -244,7 +253,7 @@ int train_command(const CommandLine& command_line) {
                           : a.verbose     ? log::Level::debug
                                           : log::Level::info);
   if (launch.size > 1) log::set_plain();
-  choose_device(launch.local_rank);
+  use_device(launch.local_rank);
   register_model_choices();
   if (a.dry_run) {
     if (launch.rank == 0) print_plan(load(a).config, launch);

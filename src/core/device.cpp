@@ -68,11 +68,11 @@ std::unique_ptr<Recording> DeviceServices::record(std::function<void()> work) {
   return std::make_unique<Repetition>(std::move(work));
 }
 
-void choose_device(int index) {
+void use_device(int index) {
   device_index = index;
 }
 
-int chosen_device() {
+int device_in_use() {
   return device_index;
 }
 

@@ -28,6 +28,8 @@ class DeviceServices {
   virtual bool host_memory() const = 0;      // true: the host may use its pointers
   virtual std::string describe() const = 0;  // "NVIDIA H200, 139.8 GiB, compute capability 9.0"
   virtual int64_t free_bytes() const = 0;    // what allocate() may still be asked for
+  // Drivers and libraries it uses, "name version", for `kla doctor`.
+  virtual std::vector<std::string> libraries() const { return {}; }
 
   virtual void* allocate(int64_t bytes) = 0;  // 256-byte aligned; null if there is not enough
   virtual void release(void*) noexcept = 0;
@@ -67,8 +69,8 @@ bool register_services(Device, MakeServices make);
 
 // Which of the machine's devices this process takes: its rank on this node. Counts only before the
 // first services_of().
-void choose_device(int index);
-int chosen_device();
+void use_device(int index);
+int device_in_use();
 
 // Copies of whole dense views; nothing happens in a dry run.
 void upload(const Context&, View to, const void* host);

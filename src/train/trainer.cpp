@@ -8,6 +8,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "distributed/host_communicator.h"
+#include "eval/mixer_tap.h"
 #include "train/guard.h"
 #include "train/schedule.h"
 #include "train/signals.h"
@@ -152,6 +153,7 @@ Trainer::StepResult Trainer::train_step() {
     result.tokens += loader_->targets_in(state_.next_sample + static_cast<uint64_t>(s));
   result.lr = learning_rate(config_, state_.tokens + result.tokens);
 
+  probes_.clear();
   micro_losses_.clear();
   accumulate(ranks_.rank() * plan_.share, plan_.share, 0, 1.0 / static_cast<double>(result.tokens));
   for (double loss : ranks_.gather(micro_losses_, "the losses")) result.loss += loss;
@@ -175,7 +177,12 @@ void Trainer::accumulate(int64_t first, int64_t count, size_t level, double grad
   zero_fill(ctx, gradients_[level]);
   for (int64_t micro = first; micro < first + count; ++micro) {
     load_micro_batch(micro * config_.train.micro_batch_size);
-    forward_backward(gradients_[level], grad_scale);
+    if (micro == 0 && probes_due()) {
+      const int64_t tokens = loader_->targets_in(state_.next_sample);
+      probed_forward_backward(gradients_[level], grad_scale, tokens);
+    } else {
+      forward_backward(gradients_[level], grad_scale);
+    }
     double& sum = micro_losses_.emplace_back(0.0);
     for (float loss : downloaded<float>(ctx, losses_)) sum += static_cast<double>(loss);
   }
@@ -186,6 +193,21 @@ void Trainer::forward_backward(View gradients, double grad_scale) {
                      config_.data.reset_at_documents ? reset_ : View()};
   model_.forward_backward(runtime_.context, runtime_.memory["activations"], weights_, gradients,
                           {seq, tokens_, targets_}, grad_scale, losses_);
+}
+
+// The same, looking at the first `tokens` tokens of the micro-batch's first row layer by layer.
+void Trainer::probed_forward_backward(View gradients, double grad_scale, int64_t tokens) {
+  const MixerTap tap(
+      runtime_.context, config_.model.num_hidden_layers,
+      [&](int64_t layer, const MixerPrepForward& prep, const DeltaScanForward& scan) {
+        probes_.push_back(probe_mixer(runtime_.context, layer, prep, scan, tokens));
+      });
+  forward_backward(gradients, grad_scale);
+}
+
+bool Trainer::probes_due() const {
+  const int64_t interval = config_.log.probe_interval_steps;
+  return interval > 0 && (state_.step + 1) % interval == 0;
 }
 
 // The next micro_batch_size samples, as the ops read them.
@@ -216,6 +238,8 @@ void Trainer::finish_step(const StepResult& result, double seconds, MetricsWrite
   }
   const bool due = state_.step % config_.log.interval_steps == 0 || state_.step == plan_.steps;
   if (due || !result.updated) log_step(result, seconds, metrics, run);
+  for (const LayerProbe& probe : probes_)
+    metrics.write(ProbeRow{state_.step, state_.tokens, probe});
   record_step(state_.guard, config_.guard.nonfinite, result.updated, state_.step);
 }
 
@@ -298,6 +322,23 @@ bool Trainer::evaluate(MetricsWriter& metrics, bool whole_set) {
     log::info("eval " + kla::describe(p));
   }
   return true;
+}
+
+double Trainer::time_step() {
+  const auto start = Stopwatch::Clock::now();
+  train_step();
+  return std::chrono::duration<double>(Stopwatch::Clock::now() - start).count();
+}
+
+double Trainer::time_scoring() {
+  double seconds = 0;
+  for (size_t i = 0; i < scorers_.size() && data_.val; ++i) {
+    const PerplexityOptions options{.length = lengths_[i],
+                                    .max_tokens = scorers_[i]->rows() * lengths_[i]};
+    const Perplexity p = evaluate_perplexity(*scorers_[i], *data_.val, data_.token_bytes, options);
+    seconds += p.seconds / static_cast<double>(p.tokens);
+  }
+  return seconds;
 }
 
 HostMirror& Trainer::weights_mirror() {

@@ -69,6 +69,11 @@ class Trainer {
 
   void write_status(const RunDirectory&, const std::string& what, double loss = kNoLoss) const;
 
+  // For predictions: wall seconds of one more training step, and of scoring one validation target
+  // at every context length (0 without a validation set). The weights move, nothing is written.
+  double time_step();
+  double time_scoring();
+
   const Context& context() const { return runtime_.context; }
   const ArenaSet& memory() const { return runtime_.memory; }
 
@@ -89,9 +94,11 @@ class Trainer {
   void accumulate(int64_t first, int64_t count, size_t level, double grad_scale);
   void load_micro_batch(int64_t first_sample);
   void forward_backward(View gradients, double grad_scale);
+  void probed_forward_backward(View gradients, double grad_scale, int64_t tokens);
   void finish_step(const StepResult&, double seconds, MetricsWriter&, RunDirectory&);
   void log_step(const StepResult&, double seconds, MetricsWriter&, RunDirectory&);
   bool crossed(int64_t interval) const;
+  bool probes_due() const;  // in the step that train_step() is about to do
   bool evaluate(MetricsWriter&, bool whole_set);
 
   Config config_;
@@ -104,6 +111,7 @@ class Trainer {
   Weights weights_;
   Optimizer optimizer_;
   std::vector<View> gradients_;       // [flat_size] acc: the step's, and one for each tree level
+  std::vector<LayerProbe> probes_;    // of the step's first micro-batch, if due; on rank 0
   std::vector<double> micro_losses_;  // sums over the targets of this rank's micro-batches
   View tokens_, targets_;             // [B*T] i32
   View reset_;                        // [B,T] u8

@@ -1,0 +1,59 @@
+// For the tests of the simt device: launches on a context of its own, and buffers as the device
+// hands them out.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ptx.cuh"
+
+namespace kla::simt::testing {
+
+inline Context& context(int threads = 1) {
+  static ThreadPool one(1), several(3);
+  static Context context;
+  context.device = Device::simt;
+  context.pool = threads == 1 ? &one : &several;
+  return context;
+}
+
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(size_t count) : count_(count) { cudaMalloc(&data_, count * sizeof(T)); }
+  explicit Buffer(const std::vector<T>& values) : Buffer(values.size()) {
+    cudaMemcpy(data_, values.data(), count_ * sizeof(T), cudaMemcpyHostToDevice);
+  }
+  ~Buffer() { cudaFree(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  T* data() { return data_; }
+  std::vector<T> host() const { return {data_, data_ + count_}; }
+
+ private:
+  T* data_ = nullptr;
+  size_t count_;
+};
+
+// A schedule seed for the time of a scope.
+class Schedule {
+ public:
+  explicit Schedule(uint64_t seed) { fibers::set_schedule_seed(seed); }
+  ~Schedule() { fibers::set_schedule_seed(0); }
+};
+
+// The message of the Error that a launch ends with; empty if there is none.
+template <class Launch>
+std::string error_of(Launch&& launch) {
+  try {
+    launch();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+}  // namespace kla::simt::testing
