@@ -39,7 +39,9 @@ class RankRun : public MicroRun {
   }
   static Wrapping under_mpirun(int ranks) {
     return {mpirun(ranks),
-            {{"OMPI_ALLOW_RUN_AS_ROOT", "1"}, {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"}}};
+            {{"OMPI_ALLOW_RUN_AS_ROOT", "1"},
+             {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"},
+             {"ASAN_OPTIONS", "detect_leaks=0"}}};  // Open MPI keeps memory until the end
   }
 
   // Four micro-batches of one sample a step, so that 1, 2 and 4 ranks can share them.
