@@ -103,7 +103,9 @@ class GpuServices final : public DeviceServices {
            std::to_string(properties_.minor);
   }
 #ifndef KLA_SIMT
-  std::vector<std::string> libraries() const override { return library_versions(); }
+  std::vector<std::string> libraries() const override {
+    return library_versions();
+  }
 #endif
   int64_t free_bytes() const override {
     size_t free = 0, total = 0;
@@ -121,7 +123,9 @@ class GpuServices final : public DeviceServices {
     check_cuda(error, "cudaMalloc", __FILE__, __LINE__);
     return memory;
   }
-  void release(void* memory) noexcept override { cudaFree(memory); }
+  void release(void* memory) noexcept override {
+    cudaFree(memory);
+  }
 
   void upload(void* device, const void* host, int64_t bytes) override {
     if (!ring_) ring_ = std::make_unique<UploadRing>();
@@ -139,7 +143,9 @@ class GpuServices final : public DeviceServices {
   void fill(void* device, uint8_t byte, int64_t bytes) override {
     KLA_CUDA_CHECK(cudaMemsetAsync(device, byte, static_cast<size_t>(bytes), stream_));
   }
-  void synchronize() override { KLA_CUDA_CHECK(cudaStreamSynchronize(stream_)); }
+  void synchronize() override {
+    KLA_CUDA_CHECK(cudaStreamSynchronize(stream_));
+  }
 
   // The first call is for what ops set up once (library handles, kernels loaded on demand), which a
   // capture forbids.
