@@ -16,6 +16,8 @@ int check_command(const CommandLine&);
 int data_command(const CommandLine&);
 int config_command(const CommandLine&);
 int report_command(const CommandLine&);
+int sweep_command(const CommandLine&);
+int compare_command(const CommandLine&);
 int bench_command(const CommandLine&);
 int doctor_command(const CommandLine&);
 

@@ -25,9 +25,7 @@ struct TrainArguments {
 void require_same_config(const LoadedConfig& loaded, const RunDirectory& run) {
   if (!run.has_config()) return;
   const LoadedConfig frozen = load_run_config(run.path());
-  std::string keys;
-  for (const ConfigDifference& d : diff_configs(frozen.config, loaded.config))
-    if (!d.safe) keys += "\n  " + d.path + ": " + d.before + " there, " + d.after + " now";
+  const std::string keys = differing_keys(frozen.config, loaded.config);
   if (!keys.empty())
     throw Error(
         Exit::usage, "run directory '" + run.path() + "' was started with another config:" + keys,
@@ -111,6 +109,7 @@ int train_in(const LoadedConfig& loaded, const CommandLine& command_line, RunDir
                     .shuffle_seed = config.data.shuffle_seed,
                     .parameters = trainer.model().parameters().count(),
                     .embedding_parameters = trainer.model().embedding_count(),
+                    .cost = count_cost(config.model, config.data.seq_len),
                     .device = name_of(trainer.context().device),
                     .threads = trainer.context().pool->threads()},
                    state.step);

@@ -264,4 +264,16 @@ Schema schema_of(BenchConfig& c) {
   return s;
 }
 
+Schema schema_of(SweepConfig& c) {
+  Schema s;
+  s.add("base", &c.base, "training config that all runs share, relative to this file",
+        {.required = true});
+  s.add("name", &c.name, "name of the sweep", {.words = Words::file_name, .required = true});
+  s.add("dir", &c.dir, "the run directories lie below it; {name} is replaced", {.required = true});
+  s.add("baseline", &c.baseline, "variant that the others are compared with; empty: the first");
+  s.add("references", &c.references,
+        "CSV of published differences for the report, relative to this file");
+  return s;
+}
+
 }  // namespace kla

@@ -139,15 +139,17 @@ void flatten(const OrderedJson& value, const std::string& key, KeyValues& out) {
   }
 }
 
-KeyValues read_object(RunData& run, const std::string& file) {
+KeyValues flat_object(const std::string& text) {
   KeyValues values;
-  const std::string text = read_part(run, file);
-  if (text.empty()) return values;
   const OrderedJson object = OrderedJson::parse(text, nullptr, false);
-  if (object.is_object())
-    flatten(object, "", values);
-  else
-    run.notes.push_back(file + " is not a JSON object");
+  if (object.is_object()) flatten(object, "", values);
+  return values;
+}
+
+KeyValues read_object(RunData& run, const std::string& file) {
+  const std::string text = read_part(run, file);
+  const KeyValues values = flat_object(text);
+  if (values.empty() && !text.empty()) run.notes.push_back(file + " is not a JSON object");
   return values;
 }
 
@@ -214,6 +216,36 @@ KeyValues parse_frozen_config(const std::string& text) {
       values.push_back({key, unquoted(value)});
   }
   return values;
+}
+
+KeyValues read_flat_json(const std::string& path) {
+  return file_exists(path) ? flat_object(read_file(path)) : KeyValues();
+}
+
+RunState state_of(const KeyValues& status) {
+  const std::string state = value_of(status, "state");
+  if (state == "finished") return RunState::finished;
+  if (state == "failed")
+    return value_of(status, "exit_code") == std::to_string(static_cast<int>(Exit::numerical))
+               ? RunState::diverged
+               : RunState::failed;
+  return status.empty() ? RunState::fresh : RunState::unfinished;
+}
+
+const char* name_of(RunState state) {
+  switch (state) {
+    case RunState::fresh:
+      return "not started";
+    case RunState::unfinished:
+      return "unfinished";
+    case RunState::finished:
+      return "finished";
+    case RunState::diverged:
+      return "diverged";
+    case RunState::failed:
+      return "failed";
+  }
+  return "?";
 }
 
 std::string value_of(const KeyValues& values, const std::string& key) {

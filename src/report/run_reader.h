@@ -51,6 +51,7 @@ using KeyValues = std::vector<std::pair<std::string, std::string>>;  // dotted k
 struct RunData {
   std::string name;
   std::string directory;
+  std::string variant;      // of a sweep; empty: found by comparing configs
   KeyValues config;         // config.yaml, flattened
   std::string config_text;  // as it stands in the directory
   KeyValues record;         // run.json, flattened
@@ -60,6 +61,14 @@ struct RunData {
   std::vector<ProbeRow> probes;    // none unless log.probe_interval_steps was set
   std::vector<std::string> notes;  // what was missing or could not be read
 };
+
+// Where a run stands, by its status.json; none: `fresh`.
+enum class RunState { fresh, unfinished, finished, diverged, failed };
+RunState state_of(const KeyValues& status);
+const char* name_of(RunState);  // "not started", "unfinished", ...
+
+// A JSON object as dotted keys; empty if there is no such file or no object in it.
+KeyValues read_flat_json(const std::string& path);
 
 // Error{data} if `directory` is not a run directory.
 RunData read_run(const std::string& directory);

@@ -281,6 +281,23 @@ bool Trainer::evaluate(MetricsWriter& metrics, bool whole_set) {
   return true;
 }
 
+double Trainer::time_step() {
+  const auto start = Stopwatch::Clock::now();
+  train_step();
+  return std::chrono::duration<double>(Stopwatch::Clock::now() - start).count();
+}
+
+double Trainer::time_scoring() {
+  double seconds = 0;
+  for (size_t i = 0; i < scorers_.size() && data_.val; ++i) {
+    const PerplexityOptions options{.length = lengths_[i],
+                                    .max_tokens = scorers_[i]->rows() * lengths_[i]};
+    const Perplexity p = evaluate_perplexity(*scorers_[i], *data_.val, data_.token_bytes, options);
+    seconds += p.seconds / static_cast<double>(p.tokens);
+  }
+  return seconds;
+}
+
 void Trainer::make_mirrors() {
   if (weights_mirror_) return;
   weights_mirror_.emplace(runtime_.context, weights_.master);

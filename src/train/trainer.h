@@ -62,6 +62,11 @@ class Trainer {
 
   void write_status(const RunDirectory&, const std::string& what, double loss = kNoLoss) const;
 
+  // For predictions: wall seconds of one more training step, and of scoring one validation target
+  // at every context length (0 without a validation set). The weights move, nothing is written.
+  double time_step();
+  double time_scoring();
+
   const Context& context() const { return runtime_.context; }
   const ArenaSet& memory() const { return runtime_.memory; }
 

@@ -4,8 +4,7 @@
 #include <filesystem>
 
 #include "commands/config_command.h"
-#include "config/diagnostics.h"
-#include "config/yaml.h"
+#include "config/sweep_config.h"
 #include "config_files.h"
 #include "core/file.h"
 #include "kernels/step_rules.h"
@@ -22,13 +21,8 @@ std::vector<std::string> shipped(const std::filesystem::path& folder) {
   return files;
 }
 
-bool is_sweep(const std::string& file) {
-  return read_file(file).find("\nvariants:\n") != std::string::npos;
-}
-
 TEST(ShippedConfigs, AllLoad) {
-  std::vector<std::string> files = shipped(kConfigs);
-  std::erase_if(files, is_sweep);
+  const std::vector<std::string> files = shipped(kConfigs);
   EXPECT_GE(files.size(), 30u);
   testing::internal::CaptureStdout();
   testing::internal::CaptureStderr();
@@ -83,33 +77,18 @@ TEST(ShippedConfigs, PaperRunsHaveTheStudysSizeAndProtocol) {
   EXPECT_EQ(preset("gdn_stack"), 2401936 - 2 * 2);
 }
 
-const YamlNode& child(const YamlNode& map, const std::string& key) {
-  for (size_t i = 0; i < map.keys.size(); ++i)
-    if (map.keys[i].text == key) return map.values[i];
-  throw std::out_of_range(key);
-}
-
-// Every variant of every sweep loads over its base, and names a rule that exists.
-TEST(ShippedConfigs, SweepsNameVariantsThatLoad) {
-  int variants = 0;
+// Every run of every ablation loads, and names a rule that exists.
+TEST(ShippedConfigs, AblationsNameRunsThatLoad) {
+  size_t runs = 0;
   for (const std::string& file : shipped(kConfigs / "ablations")) {
-    if (!is_sweep(file)) continue;
-    Diagnostics diagnostics(file);
-    const auto root = parse_yaml({Origin::Kind::file, file, read_file(file)}, diagnostics);
-    ASSERT_TRUE(root) << file;
-    EXPECT_EQ(child(*root, "name").text, std::filesystem::path(file).stem());
-    const std::string base = kConfigs / "ablations" / child(*root, "base").text;
-    const YamlNode& named = child(*root, "variants");
-    for (size_t i = 0; i < named.keys.size(); ++i, ++variants) {
-      std::vector<std::string> overrides{"run.name=" + named.keys[i].text};
-      const YamlNode& settings = named.values[i];
-      for (size_t j = 0; j < settings.keys.size(); ++j)
-        overrides.push_back(settings.keys[j].text + "=" + settings.values[j].text);
-      const Config c = load_config(base, overrides).config;
-      EXPECT_GE(find_rule(c.model.step_size.rule), 0) << file << ", " << named.keys[i].text;
+    const std::string stem = std::filesystem::path(file).stem();
+    if (stem.starts_with("common_") || stem.ends_with("_base")) continue;
+    for (const SweepRun& run : load_sweep(file).runs) {
+      EXPECT_GE(find_rule(run.loaded.config.model.step_size.rule), 0) << run.name;
+      ++runs;
     }
   }
-  EXPECT_GE(variants, 40);
+  EXPECT_GE(runs, 50u);
 }
 
 // The study's ablations: its protocol with 100M tokens, 20 evaluations, and its model sizes.
@@ -142,6 +121,18 @@ TEST(ConfigCommand, CheckNamesTheFilesAndFailsOnAnyError) {
   EXPECT_NE(out.find("needs data.train, train.max_tokens"), std::string::npos) << out;
   EXPECT_NE(err.find("bad.yaml:2:1: error: unknown key 'outptu'"), std::string::npos) << err;
   EXPECT_NE(err.find("did you mean 'output'?"), std::string::npos) << err;
+}
+
+TEST(ConfigCommand, ASweepIsCheckedButNotShown) {
+  const std::string sweep = (kConfigs / "ablations" / "step_size_cpu.yaml").string();
+  testing::internal::CaptureStdout();
+  EXPECT_EQ(run_config_check({sweep}), 0);
+  EXPECT_NE(testing::internal::GetCapturedStdout().find("ok, a sweep of 21 runs"),
+            std::string::npos);
+  for (const SweepRun& run : load_sweep(sweep).runs)
+    EXPECT_GE(find_rule(run.loaded.config.model.step_size.rule), 0) << run.name;
+  EXPECT_THROW(run_config_show(sweep, {}), Error);
+  EXPECT_THROW(run_config_explain("optim.lr", sweep), Error);
 }
 
 TEST(ConfigCommand, ShowPrintsAConfigThatShowsItself) {
