@@ -65,7 +65,7 @@ __global__ void rms_norm_backward_kernel(BackwardArgs<T> a) {
 
   const int64_t first = blockIdx.x * a.rows_per_block;
   const int64_t last = first + a.rows_per_block < a.M ? first + a.rows_per_block : a.M;
-  float dy[N], x[N], w[N];
+  float dy[N] = {}, x[N] = {}, w[N] = {};
   const auto load_row = [&](int64_t m, int64_t c) {
     load(dy, a.dy[m] + c);
     load(x, a.x[m] + c);
