@@ -16,19 +16,6 @@ struct ReverseArgs {
   int slices;
 };
 
-// (K dS)^T of the chunk, the gradient of the leaving state as left operand.
-template <int kBlocks, class T>
-__device__ __forceinline__ void read_gradient(const Accumulator (&dS)[kBlocks], const Tile<T>& k,
-                                              Accumulator (&KdS)[kTokenBlocks]) {
-#pragma unroll
-  for (int c = 0; c < kBlocks; ++c) {
-    const OperandA<T> s = operand<T>(dS[c]);
-#pragma unroll
-    for (int j = 0; j < kTokenBlocks; ++j)
-      multiply_add(KdS[j], s, load_b_transposed(k, j * kBlock, c * kBlock));
-  }
-}
-
 // dS <- gamma dS + s (D dO)^T Q + dR^T K, dR = -D beta N: from the leaving to the entering state.
 template <int kBlocks, class T>
 __device__ __forceinline__ void write_gradient(Accumulator (&dS)[kBlocks],
@@ -88,7 +75,7 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
     Accumulator KdS[kTokenBlocks];
     if (active) {
       store_state(dS, a.dS_leave + (chunk_index(in, p) * in.V + at.column) * in.K, in.K);
-      read_gradient(dS, tiles.k, KdS);
+      read_state(dS, tiles.k, 0, KdS);
     }
     __syncthreads();  // both triangles are there
     if (active)
@@ -100,7 +87,7 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
       memory.copy(in, a.dout, next, at.column);
     }
   }
-  if (active && a.dS_initial) store_state(dS, a.dS_initial + carried_state(in, at), in.K);
+  if (active && a.dS_initial) store_state(dS, a.dS_initial + carried_state(in, ScanPlace(in.H, a.slices)), in.K);
 }
 
 template <class T, int kK>

@@ -79,14 +79,15 @@ __device__ ChunkPlace chunk_place(const DeltaPointers<T>& in, int b, int n, int 
   return {b, n, h, left < kTokens ? left : kTokens};
 }
 
-// Number of the chunk in [B,NC,H], of its first token in [B,T,H].
+// Number of the chunk in [B,NC,H], of its first token in [B,T,H]. Rows are counted in 32 bits,
+// elements in 64.
 template <class T>
 __device__ int64_t chunk_index(const DeltaPointers<T>& in, const ChunkPlace& p) {
-  return (int64_t{p.b} * in.NC + p.n) * in.H + p.h;
+  return (p.b * in.NC + p.n) * in.H + p.h;
 }
 template <class T>
 __device__ int64_t first_row(const DeltaPointers<T>& in, const ChunkPlace& p) {
-  return (int64_t{p.b} * in.steps + p.n * kTokens) * in.H + p.h;
+  return (p.b * in.steps + p.n * kTokens) * in.H + p.h;
 }
 
 // x times a decay factor; a zero factor selects zero, so that nothing passes a document boundary.
@@ -112,10 +113,12 @@ __device__ void copy_tile(const Tile<T>& to, const T* from, int stride, int rows
 template <class T>
 __device__ void write_columns(T* to, int stride, int rows, const Tile<T>& from) {
   constexpr int kPiece = 16 / static_cast<int>(sizeof(T)), kPieces = kBlock / kPiece;
-  for (int i = lane_index(); i < rows * kPieces; i += 32) {
-    const int row = i / kPieces, column = i % kPieces * kPiece;
-    *reinterpret_cast<uint4*>(to + int64_t{row} * stride + column) =
-        *reinterpret_cast<const uint4*>(from.at(row, column));
+#pragma unroll
+  for (int i = 0; i < kTokens * kPieces; i += 32) {
+    const int row = (i + lane_index()) / kPieces, column = lane_index() % kPieces * kPiece;
+    if (row < rows)
+      *reinterpret_cast<uint4*>(to + int64_t{row} * stride + column) =
+          *reinterpret_cast<const uint4*>(from.at(row, column));
   }
 }
 
@@ -179,9 +182,9 @@ struct GateInputs {
     for (int i = 0; i < 2; ++i) {
       const int t = 2 * lane_index() + i;
       if (t >= p.tokens) continue;
-      const int64_t token = int64_t{p.b} * in.steps + p.n * kTokens + t;
-      g[i] = in.g[token * in.H + p.h];
-      beta[i] = in.beta[token * in.H + p.h];
+      const int token = p.b * in.steps + p.n * kTokens + t, row = token * in.H + p.h;
+      g[i] = in.g[row];
+      beta[i] = in.beta[row];
       reset[i] = in.reset && in.reset[token] != 0;
     }
   }
@@ -373,7 +376,8 @@ struct ScanMemory {
   __device__ void copy(const DeltaPointers<T>& in, const T* all_values, const ChunkPlace& p,
                        int column) const {
     const Stage to = stage(p.n);
-    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+    const int thread = thread_index();
+    const int threads = static_cast<int>(blockDim.x);
     const int64_t row = first_row(in, p);
     copy_tile<kK>(to.k, in.k + row * in.K, in.H * in.K, p.tokens, in.K, kTokens, thread, threads);
     copy_tile<kK>(to.q, in.q + row * in.K, in.H * in.K, p.tokens, in.K, kTokens, thread, threads);
@@ -391,8 +395,8 @@ struct ScanMemory {
 struct ScanPlace {
   int b, h, column;  // the warp's first column of V
   __device__ ScanPlace(int H, int slices) {
-    const int head = static_cast<int>(blockIdx.x) / slices;
-    const int slice = static_cast<int>(blockIdx.x) % slices;
+    const int block = block_index();
+    const int head = block / slices, slice = block % slices;
     b = head / H;
     h = head % H;
     column = (slice * warp_count() + warp_index()) * kBlock;
@@ -402,7 +406,7 @@ struct ScanPlace {
 // The warp's rows of a [B,H,V,K] state.
 template <class T>
 __device__ int64_t carried_state(const DeltaPointers<T>& in, const ScanPlace& at) {
-  return ((int64_t{at.b} * in.H + at.h) * in.V + at.column) * in.K;
+  return (int64_t{at.b * in.H + at.h} * in.V + at.column) * in.K;
 }
 
 struct ScanGrid {
@@ -440,6 +444,19 @@ __device__ __forceinline__ void decay_state(Accumulator (&S)[kBlocks], float gam
   for (int c = 0; c < kBlocks; ++c)
 #pragma unroll
     for (int e = 0; e < 8; ++e) S[c][e] = decayed(gamma, S[c][e]);
+}
+
+// Blocks `first` and following of tokens S, transposed: the state as left operand.
+template <int kBlocks, int kCount, class T>
+__device__ __forceinline__ void read_state(const Accumulator (&S)[kBlocks], const Tile<T>& tokens,
+                                           int first, Accumulator (&R)[kCount]) {
+#pragma unroll
+  for (int c = 0; c < kBlocks; ++c) {
+    const OperandA<T> s = operand<T>(S[c]);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)
+      multiply_add(R[i], s, load_b_transposed(tokens, (first + i) * kBlock, c * kBlock));
+  }
 }
 
 // S += a times the 16 rows of a token tile that start at block i.
