@@ -34,8 +34,6 @@ const char* name_of(Product::Form form) {
 }
 
 void print_ops(const BenchConfig& config, const StepTimings& t) {
-  double whole = 0;
-  for (double s : t.seconds) whole += s;
   std::printf("%-24s %-20s %6s %9s %7s %9s %7s %9s\n", "op", "shape", "calls", "ms/step", "% step",
               "GFLOP/s", "GB/s", "% limit");
   for (const OpTiming& op : t.ops) {
@@ -43,21 +41,22 @@ void print_ops(const BenchConfig& config, const StepTimings& t) {
     const double calls = static_cast<double>(op.calls);
     std::printf("%-24s %-20s %6lld %9.2f %7.1f %9.1f %7.1f %9.0f\n", op.op.c_str(),
                 op.cost.shape.c_str(), static_cast<long long>(op.calls), 1e3 * op.best,
-                100 * op.total / whole, 1e-9 * calls * op.cost.flops / op.best,
+                100 * op.total / t.profiled_seconds, 1e-9 * calls * op.cost.flops / op.best,
                 1e-9 * calls * op.cost.bytes / op.best, 100 * t.limit_seconds(op) / op.best);
   }
 }
 
 void print_yardsticks(const StepTimings& t) {
-  std::printf("\n%-8s %-20s %9s %12s %12s\n", "product", "m x n x k", "GFLOP", "oneDNN GF/s",
-              "panels GF/s");
+  std::printf("\n%-8s %-20s %9s %12s %12s\n", "product", "m x n x k", "GFLOP",
+              (t.library + " GF/s").c_str(), "panels GF/s");
   for (const ProductTiming& p : t.products)
     std::printf("%-8s %6lld %6lld %6lld %9.1f %12.1f %12.1f\n", name_of(p.product.form),
                 static_cast<long long>(p.product.m), static_cast<long long>(p.product.n),
-                static_cast<long long>(p.product.k), 1e-9 * p.flops, 1e-9 * p.onednn,
-                1e-9 * p.panels);
-  std::printf("all products: oneDNN %.1f, panels %.1f, the better of both %.1f GFLOP/s\n",
-              1e-9 * t.onednn_rate(), 1e-9 * t.panel_rate(), 1e-9 * t.sgemm_rate());
+                static_cast<long long>(p.product.k), 1e-9 * p.flops, 1e-9 * p.library,
+                1e-9 * p.ours);
+  std::printf("all products: %s %.1f, panels %.1f, the better of both %.1f GFLOP/s\n",
+              t.library.c_str(), 1e-9 * t.library_rate(), 1e-9 * t.our_rate(),
+              1e-9 * t.sgemm_rate());
   std::printf("copying memory: %.1f GB/s\n", 1e-9 * t.copy_rate);
 }
 
@@ -89,10 +88,14 @@ Json json_of(const OpTiming& op, const StepTimings& t) {
 }
 
 Json json_of(const ProductTiming& p) {
-  return {{"kind", "product"},          {"form", name_of(p.product.form)},
-          {"m", p.product.m},           {"n", p.product.n},
-          {"k", p.product.k},           {"flops", p.flops},
-          {"onednn_flops_s", p.onednn}, {"panels_flops_s", p.panels}};
+  return {{"kind", "product"},
+          {"form", name_of(p.product.form)},
+          {"m", p.product.m},
+          {"n", p.product.n},
+          {"k", p.product.k},
+          {"flops", p.flops},
+          {"library_flops_s", p.library},
+          {"panels_flops_s", p.ours}};
 }
 
 Json json_of(const StepTimings& t) {

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "core/device.h"
 #include "core/error.h"
 
 namespace kla {
@@ -70,9 +71,10 @@ void Generator::read(const std::vector<int32_t>& tokens) {
 }
 
 void Generator::read(const int32_t* tokens, int64_t count) {
-  std::copy_n(tokens, count, tokens_.as<int32_t>());
-  model_.logits_from(context_, weights_, {1, count, {}}, View(tokens_.data, DType::i32, {count}),
-                     state_, logits_);
+  const View tokens_now(tokens_.data, DType::i32, {count});
+  upload(context_, tokens_now, tokens);
+  model_.logits_from(context_, weights_, {1, count, {}}, tokens_now, state_, logits_);
+  host_logits_ = downloaded<float>(context_, logits_);
   position_ += count;
 }
 

@@ -36,7 +36,7 @@ class Generator {
   void read(
       const std::vector<int32_t>& tokens);  // prefill; at least one token in all before next()
   int32_t next(const Sampling& sampling);   // samples a token and reads it
-  const float* logits() const { return logits_.as<float>(); }  // [N] after the last token read
+  const float* logits() const { return host_logits_.data(); }  // [N] after the last token read
   int64_t position() const { return position_; }               // tokens read
 
  private:
@@ -48,6 +48,7 @@ class Generator {
   RecurrentState state_;
   View tokens_;  // [kPrefill] i32
   View logits_;  // [1,N] acc
+  std::vector<float> host_logits_;
   int64_t position_ = 0;
 };
 

@@ -45,6 +45,12 @@ TEST(Embedding, Contract) {
   }
 }
 
+// Enough tokens that sorting them takes several tiles on a GPU, few enough rows that most repeat.
+TEST(Embedding, ManyTokens) {
+  const Inputs in = draw_embedding(5000, 900, 8);
+  expect_contract([&](Lab& lab) { run_embedding(lab, in, 5000, 900, 8); }, "5000 tokens of 900");
+}
+
 struct Head {
   int64_t M, N, D;
   bool gradients = true;

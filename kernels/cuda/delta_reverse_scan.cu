@@ -1,0 +1,134 @@
+// Reverse scan of the gated delta rule: the gradient of the state, chunk by chunk from the last
+// (KERNEL_MATH 6, equations 1, 2, 4, 10). The forward scan mirrored: dS^T stays in accumulators
+// (delta_tile.cuh, Scans).
+#include "kernels/cuda/delta_tile.cuh"
+
+namespace kla::KLA_BACKEND {
+namespace {
+
+template <class T>
+struct ReverseArgs {
+  DeltaPointers<T> in;  // v is null
+  const T* dout;
+  T* dS_leave;
+  float* dS_initial;      // null if not given, as dS_final
+  const float* dS_final;
+  int slices;
+};
+
+// (K dS)^T of the chunk, the gradient of the leaving state as left operand.
+template <int kBlocks, class T>
+__device__ __forceinline__ void read_gradient(const Accumulator (&dS)[kBlocks], const Tile<T>& k,
+                                              Accumulator (&KdS)[kTokenBlocks]) {
+#pragma unroll
+  for (int c = 0; c < kBlocks; ++c) {
+    const OperandA<T> s = operand<T>(dS[c]);
+#pragma unroll
+    for (int j = 0; j < kTokenBlocks; ++j)
+      multiply_add(KdS[j], s, load_b_transposed(k, j * kBlock, c * kBlock));
+  }
+}
+
+// dS <- gamma dS + s (D dO)^T Q + dR^T K, dR = -D beta N: from the leaving to the entering state.
+template <int kBlocks, class T>
+__device__ __forceinline__ void write_gradient(Accumulator (&dS)[kBlocks],
+                                               const Accumulator (&KdS)[kTokenBlocks],
+                                               const Tile<T>& dout, const Tile<T>& q,
+                                               const Tile<T>& k, const Triangle<T>& Tg,
+                                               const Triangle<T>& P, const Gates& gates,
+                                               float scale) {
+  const int column = warp_index() * kBlock;
+  OperandA<T> dX[kTokenBlocks];
+#pragma unroll
+  for (int j = 0; j < kTokenBlocks; ++j)
+    dX[j] = write_gradients(KdS[j], dout, column, j, P, gates);
+  decay_state(dS, gates.gamma);
+#pragma unroll
+  for (int j = 0; j < kTokenBlocks; ++j) {
+    Accumulator dR = error_gradients(dX, j, Tg), read;
+    const OperandA<T> d = load_a_transposed(dout, column, j * kBlock);
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const int t = j * kBlock + column_of(e);
+      dR[e] = decayed(-gates.D[t] * gates.beta[t], dR[e]);
+      read[e] = decayed(scale * gates.D[t], value(d, e));
+    }
+    add_to_state(dS, operand<T>(dR), k, j);
+    add_to_state(dS, operand<T>(read), q, j);
+  }
+}
+
+template <class T, int kK>
+__global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::kBlocksPerSm)
+    reverse_kernel(ReverseArgs<T> a) {
+  SharedMemory shared;
+  const ScanMemory<T, kK> memory(shared);
+  const DeltaPointers<T>& in = a.in;
+  const ScanPlace at = scan_place(in.H, a.slices);
+  const bool active = at.column < in.V;
+  const int64_t carried = ((at.b * in.H + at.h) * in.V + at.column) * in.K;
+  Accumulator dS[kK / kBlock];
+  if (active) load_state(dS, a.dS_final ? a.dS_final + carried : nullptr, in.K);
+  if (in.NC > 0) {
+    const ChunkPlace last = chunk_place(in, at.b, in.NC - 1, at.h);
+    memory.copy(in, a.dout, last, at.column);
+    if (warp_index() == 0) make_gates(memory.gates[last.n & 1], GateInputs(in, last));
+  }
+
+#pragma unroll 1
+  for (int64_t n = in.NC - 1; n >= 0; --n) {
+    const ChunkPlace p = chunk_place(in, at.b, n, at.h);
+    const auto tiles = memory.stage(n);
+    const Gates& gates = memory.gates[n & 1];
+    const bool more = n > 0;
+    cp_async_wait<0>();
+    __syncthreads();  // the tiles and gates are there; the other stage is free
+    const ChunkPlace next = chunk_place(in, at.b, more ? n - 1 : n, at.h);
+    if (ScanShape<T, kK>::kStages == 2 && more) memory.copy(in, a.dout, next, at.column);
+    gate_triangles<kK>(tiles.inverse, memory.P, tiles.q, tiles.k, gates, in.scale);
+    Accumulator KdS[kTokenBlocks];
+    if (active) {
+      store_state(dS, a.dS_leave + (chunk_index(in, p) * in.V + at.column) * in.K, in.K);
+      read_gradient(dS, tiles.k, KdS);
+    }
+    __syncthreads();  // both triangles are there
+    if (active)
+      write_gradient(dS, KdS, tiles.values, tiles.q, tiles.k, tiles.inverse, memory.P, gates,
+                     in.scale);
+    if (warp_index() == 0 && more) make_gates(memory.gates[next.n & 1], GateInputs(in, next));
+    if (ScanShape<T, kK>::kStages == 1 && more) {
+      __syncthreads();
+      memory.copy(in, a.dout, next, at.column);
+    }
+  }
+  if (active && a.dS_initial) store_state(dS, a.dS_initial + carried, in.K);
+}
+
+template <class T, int kK>
+void launch_reverse(const Context& context, const DeltaReverseScan& a) {
+  using Scan = ScanShape<T, kK>;
+  const int64_t heads = a.in.q.dim(0) * a.in.q.dim(2), V = a.dout.dim(3);
+  const ScanGrid grid = scan_grid(heads, V, Scan::kMaxWarps);
+  const ReverseArgs<T> args{.in = delta_pointers<T>(a.in, V),
+                            .dout = pointer<T>(a.dout),
+                            .dS_leave = pointer<T>(a.dS_leave),
+                            .dS_initial = pointer<float>(a.dS_initial),
+                            .dS_final = pointer<float>(a.dS_final),
+                            .slices = grid.slices};
+  launch(context, reverse_kernel<T, kK>,
+         Shape{.grid = dim3(static_cast<unsigned>(heads * grid.slices)),
+               .threads = static_cast<unsigned>(32 * grid.warps),
+               .shared_bytes = Scan::shared_bytes(grid.warps)},
+         args);
+}
+
+void delta_reverse_scan(Context& context, const DeltaReverseScan& a) {
+  visit_head_dims(a.in.q.dim(3), a.dout.dim(3), [&](auto width) {
+    visit_compute(context, [&]<class T>(T) { launch_reverse<T, width>(context, a); });
+  });
+}
+
+KLA_OP(delta_reverse_scan, KLA_BACKEND, delta_reverse_scan);
+
+}  // namespace
+}  // namespace kla::KLA_BACKEND

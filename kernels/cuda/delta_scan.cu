@@ -1,0 +1,143 @@
+// Forward scan of the gated delta rule in the Y form (KERNEL_MATH 4a), transposed: S^T stays in
+// accumulators through all chunks and is never rounded between them (delta_tile.cuh, Scans).
+#include "kernels/cuda/delta_tile.cuh"
+
+namespace kla::KLA_BACKEND {
+namespace {
+
+template <class T>
+struct ForwardArgs {
+  DeltaPointers<T> in;
+  T *o, *S_enter;  // S_enter, S_final, S_initial: null if not given
+  float* S_final;
+  const float* S_initial;
+  int slices;
+};
+
+// R^T = S^T K^T and S^T Q^T of the chunk, the state as left operand.
+template <int kBlocks, class T>
+__device__ __forceinline__ void read_state(const Accumulator (&S)[kBlocks], const Tile<T>& k,
+                                           const Tile<T>& q, Accumulator (&R)[kTokenBlocks],
+                                           Accumulator (&QS)[kTokenBlocks]) {
+#pragma unroll
+  for (int c = 0; c < kBlocks; ++c) {
+    const OperandA<T> s = operand<T>(S[c]);
+#pragma unroll
+    for (int i = 0; i < kTokenBlocks; ++i) {
+      multiply_add(R[i], s, load_b_transposed(k, i * kBlock, c * kBlock));
+      multiply_add(QS[i], s, load_b_transposed(q, i * kBlock, c * kBlock));
+    }
+  }
+}
+
+// X, then S <- gamma S + (E X)^T K, and O = s D (Q S) + P X into the place of the values. On entry
+// O holds Q S.
+template <int kBlocks, class T>
+__device__ __forceinline__ void write_state(Accumulator (&S)[kBlocks],
+                                            const Accumulator (&R)[kTokenBlocks],
+                                            Accumulator (&O)[kTokenBlocks], const Tile<T>& values,
+                                            const Tile<T>& k, const Triangle<T>& Tg,
+                                            const Triangle<T>& P, const Gates& gates, float scale) {
+  const int column = warp_index() * kBlock;
+  OperandA<T> Yb[kTokenBlocks], X[kTokenBlocks];
+#pragma unroll
+  for (int j = 0; j < kTokenBlocks; ++j)
+    Yb[j] = weighted_errors(R[j], values, column, j, gates);
+  __syncwarp();  // the values of these columns have been read
+  decay_state(S, gates.gamma);
+#pragma unroll
+  for (int i = 0; i < kTokenBlocks; ++i) {
+    Accumulator x = writes(Yb, i, Tg);
+    X[i] = operand<T>(x);
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const int t = i * kBlock + column_of(e);
+      x[e] = decayed(gates.E[t], x[e]);
+      O[i][e] = decayed(scale * gates.D[t], O[i][e]);
+    }
+    add_to_state(S, operand<T>(x), k, i);
+#pragma unroll
+    for (int j = 0; j <= i; ++j)
+      multiply_add(O[i], X[j], load_b_transposed(P.block(i, j), 0, 0));
+    store_transposed(values, i * kBlock, column, O[i]);
+  }
+}
+
+template <class T, int kK>
+__global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::kBlocksPerSm)
+    forward_kernel(ForwardArgs<T> a) {
+  SharedMemory shared;
+  const ScanMemory<T, kK> memory(shared);
+  const DeltaPointers<T>& in = a.in;
+  const ScanPlace at = scan_place(in.H, a.slices);
+  const bool active = at.column < in.V;
+  const int64_t carried = ((at.b * in.H + at.h) * in.V + at.column) * in.K;
+  Accumulator S[kK / kBlock];
+  if (active) load_state(S, a.S_initial ? a.S_initial + carried : nullptr, in.K);
+  if (in.NC > 0) {
+    const ChunkPlace first = chunk_place(in, at.b, 0, at.h);
+    memory.copy(in, in.v, first, at.column);
+    if (warp_index() == 0) make_gates(memory.gates[0], GateInputs(in, first));
+  }
+
+#pragma unroll 1
+  for (int64_t n = 0; n < in.NC; ++n) {
+    const ChunkPlace p = chunk_place(in, at.b, n, at.h);
+    const auto tiles = memory.stage(n);
+    const Gates& gates = memory.gates[n & 1];
+    const bool more = n + 1 < in.NC;
+    cp_async_wait<0>();
+    __syncthreads();  // the tiles and gates are there; the other stage is free
+    const ChunkPlace next = chunk_place(in, at.b, more ? n + 1 : n, at.h);
+    if (ScanShape<T, kK>::kStages == 2 && more) memory.copy(in, in.v, next, at.column);
+    gate_triangles<kK>(tiles.inverse, memory.P, tiles.q, tiles.k, gates, in.scale);
+    Accumulator R[kTokenBlocks], O[kTokenBlocks];
+    if (active) {
+      if (a.S_enter)
+        store_state(S, a.S_enter + (chunk_index(in, p) * in.V + at.column) * in.K, in.K);
+      read_state(S, tiles.k, tiles.q, R, O);
+    }
+    __syncthreads();  // both triangles are there
+    if (active) {
+      write_state(S, R, O, tiles.values, tiles.k, tiles.inverse, memory.P, gates, in.scale);
+      __syncwarp();
+      write_columns(a.o + p.row * in.V + at.column, in.H * in.V, p.tokens,
+                    Tile<T>{tiles.values.at(0, warp_index() * kBlock), tiles.values.stride});
+    }
+    if (warp_index() == 0 && more) make_gates(memory.gates[(n + 1) & 1], GateInputs(in, next));
+    if (ScanShape<T, kK>::kStages == 1 && more) {
+      __syncthreads();
+      memory.copy(in, in.v, next, at.column);
+    }
+  }
+  if (active && a.S_final) store_state(S, a.S_final + carried, in.K);
+}
+
+template <class T, int kK>
+void launch_forward(const Context& context, const DeltaScanForward& a) {
+  using Scan = ScanShape<T, kK>;
+  const int64_t heads = a.in.q.dim(0) * a.in.q.dim(2), V = a.in.v.dim(3);
+  const ScanGrid grid = scan_grid(heads, V, Scan::kMaxWarps);
+  const ForwardArgs<T> args{.in = delta_pointers<T>(a.in, V),
+                            .o = pointer<T>(a.o),
+                            .S_enter = pointer<T>(a.S_enter),
+                            .S_final = pointer<float>(a.S_final),
+                            .S_initial = pointer<float>(a.S_initial),
+                            .slices = grid.slices};
+  launch(context, forward_kernel<T, kK>,
+         Shape{.grid = dim3(static_cast<unsigned>(heads * grid.slices)),
+               .threads = static_cast<unsigned>(32 * grid.warps),
+               .shared_bytes = Scan::shared_bytes(grid.warps)},
+         args);
+}
+
+void delta_scan_forward(Context& context, const DeltaScanForward& a) {
+  visit_head_dims(a.in.q.dim(3), a.in.v.dim(3), [&](auto width) {
+    visit_compute(context, [&]<class T>(T) { launch_forward<T, width>(context, a); });
+  });
+}
+
+KLA_OP(delta_scan_forward, KLA_BACKEND, delta_scan_forward);
+
+}  // namespace
+}  // namespace kla::KLA_BACKEND

@@ -1,0 +1,439 @@
+// What the three delta-rule kernels share: one chunk's tiles in shared memory, its gates, the two
+// lower triangles Tg = Gam o T0 and P, and the two chains of products that a warp runs for its 16
+// columns of V (kernels/README.md, The delta rule).
+//
+// The chains are transposed: a warp's rows are V columns, so the state S^T, the errors Y^T and the
+// writes X^T pass from accumulator to left operand in registers, and all right operands are
+// row-major token tiles. Every index i, j below counts blocks of 16 tokens.
+#pragma once
+
+#include <type_traits>
+
+#include "kernels/cuda/mma.cuh"
+#include "kernels/ops.h"
+
+namespace kla::KLA_BACKEND {
+
+inline constexpr int kTokens = static_cast<int>(kChunk);
+inline constexpr int kTokenBlocks = kTokens / kBlock;
+inline constexpr int kLowerBlocks = kTokenBlocks * (kTokenBlocks + 1) / 2;
+
+// The inputs on the device. Rows of q, k, v are tokens of one head, H K or H V apart.
+template <class T>
+struct DeltaPointers {
+  const T *q, *k, *v, *T_zero;
+  const float *beta, *g;
+  const uint8_t* reset;  // null: none
+  int64_t steps, H, K, V, NC;
+  float scale;
+};
+
+template <class T>
+DeltaPointers<T> delta_pointers(const DeltaInputs& in, int64_t V) {
+  for (const View* view : {&in.q, &in.k, &in.v, &in.beta, &in.g, &in.T_zero, &in.reset})
+    KLA_CHECK(view->empty() || view->dense(), view->describe());
+  KLA_CHECK(in.T_zero.dim(4) == kChunk, in.T_zero.describe());
+  return {.q = pointer<T>(in.q),
+          .k = pointer<T>(in.k),
+          .v = pointer<T>(in.v),
+          .T_zero = pointer<T>(in.T_zero),
+          .beta = pointer<float>(in.beta),
+          .g = pointer<float>(in.g),
+          .reset = pointer<uint8_t>(in.reset),
+          .steps = in.q.dim(1),
+          .H = in.q.dim(2),
+          .K = in.q.dim(3),
+          .V = V,
+          .NC = in.T_zero.dim(1),
+          .scale = static_cast<float>(in.scale)};
+}
+
+// Calls visit with the key width that a kernel is compiled for; tiles are zero beyond K.
+// Error{usage} for head dims the kernels do not take.
+template <class Visit>
+void visit_head_dims(int64_t K, int64_t V, Visit&& visit) {
+  const auto refuse = [](const char* key, int64_t value, const char* remedy) {
+    throw Error(Exit::usage,
+                std::string(key) + " is " + std::to_string(value) +
+                    ", which the CUDA kernels of the delta rule do not take",
+                remedy);
+  };
+  if (K < kBlock || K > 256 || K % kBlock != 0)
+    refuse("model.key_head_dim", K, "Choose a multiple of 16 from 16 to 256.");
+  if (V < kBlock || V % kBlock != 0)
+    refuse("model.value_head_dim", V, "Choose a multiple of 16.");
+  if (K <= 48) return visit(std::integral_constant<int, 48>{});
+  if (K <= 96) return visit(std::integral_constant<int, 96>{});
+  if (K <= 128) return visit(std::integral_constant<int, 128>{});
+  visit(std::integral_constant<int, 256>{});
+}
+
+struct ChunkPlace {
+  int64_t b, n, h;
+  int64_t row;  // of the first token in [B,T,H]
+  int tokens;   // L <= 64
+};
+
+template <class T>
+__device__ ChunkPlace chunk_place(const DeltaPointers<T>& in, int64_t b, int64_t n, int64_t h) {
+  const int64_t left = in.steps - n * kTokens;
+  return {b, n, h, (b * in.steps + n * kTokens) * in.H + h,
+          static_cast<int>(left < kTokens ? left : kTokens)};
+}
+
+template <class T>
+__device__ int64_t chunk_index(const DeltaPointers<T>& in, const ChunkPlace& p) {
+  return (p.b * in.NC + p.n) * in.H + p.h;
+}
+
+// x times a decay factor; a zero factor selects zero, so that nothing passes a document boundary.
+__device__ inline float decayed(float factor, float x) { return factor == 0 ? 0 : factor * x; }
+
+// ---- Copies ------------------------------------------------------------------------------------
+
+// kWidth columns of up to 64 rows, `stride` apart; zeros beyond `rows` and `columns`. The caller's
+// `thread` is one of `threads`.
+template <int kWidth, class T>
+__device__ void copy_tile(const Tile<T>& to, const T* from, int64_t stride, int rows, int columns,
+                          int max_rows, int thread, int threads) {
+  constexpr int kPiece = 16 / static_cast<int>(sizeof(T)), kPieces = kWidth / kPiece;
+  for (int i = thread; i < max_rows * kPieces; i += threads) {
+    const int row = i / kPieces, column = i % kPieces * kPiece;
+    const bool valid = row < rows && column < columns;
+    cp_async_16(to.at(row, column), valid ? from + row * stride + column : from, valid);
+  }
+}
+
+// A warp's 16 columns of a token tile back to global memory.
+template <class T>
+__device__ void write_columns(T* to, int64_t stride, int rows, const Tile<T>& from) {
+  constexpr int kPiece = 16 / static_cast<int>(sizeof(T)), kPieces = kBlock / kPiece;
+  for (int i = lane_index(); i < rows * kPieces; i += 32) {
+    const int row = i / kPieces, column = i % kPieces * kPiece;
+    *reinterpret_cast<uint4*>(to + row * stride + column) =
+        *reinterpret_cast<const uint4*>(from.at(row, column));
+  }
+}
+
+// ---- Triangles ---------------------------------------------------------------------------------
+
+// The lower triangle of a 64x64 matrix: ten 16x16 blocks, row by row.
+template <class T>
+struct Triangle {
+  static constexpr int kStride = padded<T>(kBlock);
+  static constexpr int kElements = kLowerBlocks * kBlock * kStride;
+  T* data;
+  __device__ Tile<T> block(int index) const { return {data + index * kBlock * kStride, kStride}; }
+  __device__ Tile<T> block(int i, int j) const { return block(i * (i + 1) / 2 + j); }
+};
+
+struct BlockIndex {
+  int i, j;
+  __device__ explicit BlockIndex(int index)
+      : i((index >= 1) + (index >= 3) + (index >= 6)), j(index - i * (i + 1) / 2) {}
+};
+
+template <class T>
+__device__ void copy_triangle(const Triangle<T>& to, const T* square, int thread, int threads) {
+  constexpr int kPiece = 16 / static_cast<int>(sizeof(T)), kPieces = kBlock / kPiece;
+  for (int n = thread; n < kLowerBlocks * kBlock * kPieces; n += threads) {
+    const BlockIndex block(n / (kBlock * kPieces));
+    const int row = n / kPieces % kBlock, column = n % kPieces * kPiece;
+    const T* from = square + (block.i * kBlock + row) * kTokens + block.j * kBlock + column;
+    cp_async_16(to.block(block.i, block.j).at(row, column), from, true);
+  }
+}
+
+// ---- Gates -------------------------------------------------------------------------------------
+
+// Decay factors and steps of a chunk. G, in powers of two, is kept in two floats: differences of
+// numbers near -1000 then lose nothing. Every exponent is clamped at 0; what would reach across a
+// reset is zero by selection.
+struct Gates {
+  float G_high[kTokens], G_low[kTokens];  // since the start of the chunk or document
+  float D[kTokens], E[kTokens], beta[kTokens];
+  float gamma;
+  uint8_t document[kTokens];  // resets at or before the token
+
+  // Gam_ij of tokens, 0 for j > i.
+  __device__ float between(int i, int j) const {
+    const float exponent = (G_high[i] - G_high[j]) + (G_low[i] - G_low[j]);
+    return j <= i && document[i] == document[j] ? exp2_fast(fminf(exponent, 0.0f)) : 0.0f;
+  }
+};
+
+// What a lane of the warp that makes the gates reads: tokens 2 lane and 2 lane + 1. Tokens past the
+// end have g = 0 and beta = 0.
+struct GateInputs {
+  float g[2] = {}, beta[2] = {};
+  int reset[2] = {};
+
+  template <class T>
+  __device__ GateInputs(const DeltaPointers<T>& in, const ChunkPlace& p) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int t = 2 * lane_index() + i;
+      if (t >= p.tokens) continue;
+      g[i] = in.g[p.row + t * in.H];
+      beta[i] = in.beta[p.row + t * in.H];
+      reset[i] = in.reset && in.reset[p.b * in.steps + p.n * kTokens + t] != 0;
+    }
+  }
+};
+
+// Sums of g that begin anew at each reset, over the 64 tokens of a warp, in double.
+__device__ inline void segmented_sums(const GateInputs& in, double (&G)[2]) {
+  const int lane = lane_index();
+  double sum = in.reset[1] ? in.g[1] : static_cast<double>(in.g[0]) + in.g[1];
+  int cut = in.reset[0] || in.reset[1];  // nothing before this lane's tokens reaches the sum
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const double earlier = __shfl_up_sync(kAllLanes, sum, distance);
+    const int earlier_cut = __shfl_up_sync(kAllLanes, cut, distance);
+    if (lane < distance) continue;
+    if (!cut) sum += earlier;
+    cut |= earlier_cut;
+  }
+  const double before = __shfl_up_sync(kAllLanes, sum, 1);
+  G[0] = lane == 0 || in.reset[0] ? in.g[0] : before + in.g[0];
+  G[1] = in.reset[1] ? in.g[1] : G[0] + in.g[1];
+}
+
+// One warp makes the gates of a chunk.
+__device__ inline void make_gates(Gates& out, const GateInputs& in) {
+  const int lane = lane_index();
+  const double kLog2E = 1.4426950408889634;
+  double G[2];
+  segmented_sums(in, G);
+  const unsigned even = __ballot_sync(kAllLanes, in.reset[0]);
+  const unsigned odd = __ballot_sync(kAllLanes, in.reset[1]);
+  const unsigned before = (1u << lane) - 1;
+  const int total = __popc(even) + __popc(odd);
+  const double G_end = __shfl_sync(kAllLanes, G[1], 31);
+  const auto decay = [&](bool same_document, double exponent) {
+    return same_document ? exp2_fast(fminf(static_cast<float>(exponent * kLog2E), 0.0f)) : 0.0f;
+  };
+  int document = __popc(even & before) + __popc(odd & before);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int t = 2 * lane + i;
+    document += in.reset[i];
+    out.G_high[t] = static_cast<float>(G[i] * kLog2E);
+    out.G_low[t] = static_cast<float>(G[i] * kLog2E - out.G_high[t]);
+    out.D[t] = decay(document == 0, G[i]);
+    out.E[t] = decay(document == total, G_end - G[i]);
+    out.beta[t] = in.beta[i];
+    out.document[t] = static_cast<uint8_t>(document);
+  }
+  if (lane == 0) out.gamma = decay(total == 0, G_end);
+}
+
+// ---- Products ----------------------------------------------------------------------------------
+
+// rows i of a times rows j of b, summed over their kK columns.
+template <int kK, class T>
+__device__ Accumulator product_abt(const Tile<T>& a, int i, const Tile<T>& b, int j) {
+  Accumulator c;
+#pragma unroll
+  for (int k = 0; k < kK; k += kBlock)
+    multiply_add(c, load_a(a, i * kBlock, k), load_b_transposed(b, j * kBlock, k));
+  return c;
+}
+
+// T0 -> Gam o T0 in place, and P = s Gam o Q K^T. The block's warps share the ten blocks.
+template <int kK, class T>
+__device__ void gate_triangles(const Triangle<T>& inverse, const Triangle<T>& P, const Tile<T>& q,
+                               const Tile<T>& k, const Gates& gates, float scale) {
+  for (int index = warp_index(); index < kLowerBlocks; index += warp_count()) {
+    const BlockIndex block(index);
+    Accumulator p = product_abt<kK>(q, block.i, k, block.j), gated;
+    const OperandA<T> T0 = load_a(inverse.block(index), 0, 0);
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const float Gam =
+          gates.between(block.i * kBlock + row_of(e), block.j * kBlock + column_of(e));
+      p[e] = decayed(Gam, scale * p[e]);
+      gated[e] = decayed(Gam, value(T0, e));
+    }
+    __syncwarp();
+    store(P.block(index), 0, 0, p);
+    store(inverse.block(index), 0, 0, gated);
+  }
+}
+
+// beta o Y of the 16 columns of V from `column`, transposed, with Y = V - D R.
+template <class T>
+__device__ __forceinline__ OperandA<T> weighted_errors(const Accumulator& R, const Tile<T>& v,
+                                                       int column, int j, const Gates& gates) {
+  const OperandA<T> values = load_a_transposed(v, column, j * kBlock);
+  Accumulator y;
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    const int t = j * kBlock + column_of(e);
+    y[e] = gates.beta[t] * (value(values, e) - decayed(gates.D[t], R[e]));
+  }
+  return operand<T>(y);
+}
+
+// Block i of X = Tg (beta o Y), transposed: sum over j <= i of Yb_j^T Tg_ij^T.
+template <class T>
+__device__ __forceinline__ Accumulator writes(const OperandA<T> (&Yb)[kTokenBlocks], int i,
+                                              const Triangle<T>& Tg) {
+  Accumulator x;
+#pragma unroll
+  for (int j = 0; j <= i; ++j) multiply_add(x, Yb[j], load_b_transposed(Tg.block(i, j), 0, 0));
+  return x;
+}
+
+// Block j of dX = P^T dO + E (K dS), transposed; KdS holds (K dS)_j.
+template <class T>
+__device__ __forceinline__ OperandA<T> write_gradients(const Accumulator& KdS, const Tile<T>& dout,
+                                                       int column, int j, const Triangle<T>& P,
+                                                       const Gates& gates) {
+  Accumulator dx;
+#pragma unroll
+  for (int e = 0; e < 8; ++e) dx[e] = decayed(gates.E[j * kBlock + column_of(e)], KdS[e]);
+#pragma unroll
+  for (int i = j; i < kTokenBlocks; ++i)
+    multiply_add(dx, load_a_transposed(dout, column, i * kBlock), load_b(P.block(i, j), 0, 0));
+  return operand<T>(dx);
+}
+
+// Block j of N = Tg^T dX, transposed: sum over i >= j of dX_i^T Tg_ij.
+template <class T>
+__device__ __forceinline__ Accumulator error_gradients(const OperandA<T> (&dX)[kTokenBlocks], int j,
+                                                       const Triangle<T>& Tg) {
+  Accumulator n;
+#pragma unroll
+  for (int i = j; i < kTokenBlocks; ++i) multiply_add(n, dX[i], load_b(Tg.block(i, j), 0, 0));
+  return n;
+}
+
+// ---- Scans -------------------------------------------------------------------------------------
+
+// Both scans: a block of up to six warps walks over the chunks of one head; a warp owns 16 columns
+// of V and keeps their rows of the transposed state in accumulators, K/2 registers a lane, from the
+// first chunk to the last. The next chunk's tiles arrive while this one computes (two stages) where
+// 163 KiB of shared memory allow it.
+template <class T, int kK>
+struct ScanShape {
+  static constexpr int kStages = sizeof(T) == 2 && kK <= 128 ? 2 : 1;
+  static constexpr int kMaxWarps = sizeof(T) == 4 && kK > 128 ? 1 : 6;
+  static constexpr int kThreads = 32 * kMaxWarps;
+  static constexpr int kBlocksPerSm = sizeof(T) == 2 && kK <= 96 ? 2 : 1;
+  static constexpr int kStride = padded<T>(kK);
+
+  static size_t shared_bytes(int warps) {
+    SharedSize size;
+    size.array<T>(kStages * kTokens * kStride);
+    size.array<T>(kStages * kTokens * kStride);
+    size.array<T>(kStages * kTokens * padded<T>(kBlock * warps));
+    size.array<T>(kStages * Triangle<T>::kElements);
+    size.array<T>(Triangle<T>::kElements);
+    size.array<Gates>(2);
+    return size.bytes();
+  }
+};
+
+// Shared memory of a scan; `values` is v, or dO in the reverse scan.
+template <class T, int kK>
+struct ScanMemory {
+  using Shape = ScanShape<T, kK>;
+  struct Stage {
+    Tile<T> q, k, values;
+    Triangle<T> inverse;
+  };
+  T *q, *k, *values, *inverse;
+  Triangle<T> P;
+  Gates* gates;
+
+  __device__ explicit ScanMemory(SharedMemory& shared) {
+    q = shared.array<T>(Shape::kStages * kTokens * Shape::kStride);
+    k = shared.array<T>(Shape::kStages * kTokens * Shape::kStride);
+    values = shared.array<T>(Shape::kStages * kTokens * values_stride());
+    inverse = shared.array<T>(Shape::kStages * Triangle<T>::kElements);
+    P.data = shared.array<T>(Triangle<T>::kElements);
+    gates = shared.array<Gates>(2);
+  }
+  __device__ static int values_stride() { return padded<T>(kBlock * warp_count()); }
+  __device__ Stage stage(int64_t n) const {
+    const int s = Shape::kStages == 2 ? static_cast<int>(n & 1) : 0;
+    return {{q + s * kTokens * Shape::kStride, Shape::kStride},
+            {k + s * kTokens * Shape::kStride, Shape::kStride},
+            {values + s * kTokens * values_stride(), values_stride()},
+            {inverse + s * Triangle<T>::kElements}};
+  }
+  // Starts the copies of a chunk; `column` is the warp's first of V, past the end for idle warps.
+  __device__ void copy(const DeltaPointers<T>& in, const T* all_values, const ChunkPlace& p,
+                       int64_t column) const {
+    const Stage to = stage(p.n);
+    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+    const int K = static_cast<int>(in.K);
+    copy_tile<kK>(to.k, in.k + p.row * in.K, in.H * in.K, p.tokens, K, kTokens, thread, threads);
+    copy_tile<kK>(to.q, in.q + p.row * in.K, in.H * in.K, p.tokens, K, kTokens, thread, threads);
+    if (column < in.V)
+      copy_tile<kBlock>(Tile<T>{to.values.at(0, warp_index() * kBlock), to.values.stride},
+                        all_values + p.row * in.V + column, in.H * in.V, p.tokens, kBlock, kTokens,
+                        lane_index(), 32);
+    copy_triangle(to.inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, thread, threads);
+    cp_async_commit();
+  }
+};
+
+struct ScanPlace {
+  int64_t b, h, column;  // the warp's first column of V
+};
+
+// Blocks of one head are neighbours in the grid: its keys and queries then come from the cache.
+__device__ inline ScanPlace scan_place(int64_t H, int slices) {
+  const int64_t head = blockIdx.x / static_cast<unsigned>(slices);
+  const int64_t slice = blockIdx.x % static_cast<unsigned>(slices);
+  return {head / H, head % H, (slice * warp_count() + warp_index()) * kBlock};
+}
+
+struct ScanGrid {
+  int slices, warps;
+};
+
+// Blocks a head and warps a block: as few blocks as still give each of the 132 multiprocessors of
+// an H200 one, in equal shares. Results do not depend on it: warps do not exchange sums.
+inline ScanGrid scan_grid(int64_t heads, int64_t V, int max_warps) {
+  constexpr int64_t kMultiprocessors = 132;
+  const int64_t columns = V / kBlock, narrow = max_warps < 3 ? max_warps : 3;
+  int64_t slices = (columns + max_warps - 1) / max_warps;
+  const auto warps = [&] { return (columns + slices - 1) / slices; };
+  while (heads * slices < kMultiprocessors && warps() > narrow) ++slices;
+  return {static_cast<int>((columns + warps() - 1) / warps()), static_cast<int>(warps())};
+}
+
+// The state of a warp: blocks of [16 V columns x 16 keys].
+template <int kBlocks>
+__device__ __forceinline__ void load_state(Accumulator (&S)[kBlocks], const float* from,
+                                           int64_t K) {
+#pragma unroll
+  for (int c = 0; c < kBlocks; ++c)
+    S[c] = from && c * kBlock < K ? load_global(from + c * kBlock, K) : Accumulator{};
+}
+template <int kBlocks, class T>
+__device__ __forceinline__ void store_state(const Accumulator (&S)[kBlocks], T* to, int64_t K) {
+#pragma unroll
+  for (int c = 0; c < kBlocks; ++c)
+    if (c * kBlock < K) store_global(to + c * kBlock, K, kBlock, S[c]);
+}
+template <int kBlocks>
+__device__ __forceinline__ void decay_state(Accumulator (&S)[kBlocks], float gamma) {
+#pragma unroll
+  for (int c = 0; c < kBlocks; ++c)
+#pragma unroll
+    for (int e = 0; e < 8; ++e) S[c][e] = decayed(gamma, S[c][e]);
+}
+
+// S += a times the 16 rows of a token tile that start at block i.
+template <int kBlocks, class T>
+__device__ __forceinline__ void add_to_state(Accumulator (&S)[kBlocks], const OperandA<T>& a,
+                                             const Tile<T>& tokens, int i) {
+#pragma unroll
+  for (int c = 0; c < kBlocks; ++c) multiply_add(S[c], a, load_b(tokens, i * kBlock, c * kBlock));
+}
+
+}  // namespace kla::KLA_BACKEND
