@@ -24,12 +24,6 @@ struct Step {
   float scale;
 };
 
-__device__ inline float row_sum(float x) {  // over the lanes of a row
-#pragma unroll
-  for (int step = kLanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xFFFFFFFFu, x, step);
-  return x;
-}
-
 // Grid (V / 16, B * H).
 template <class T, bool kAligned, int kQuads>
 __global__ void __launch_bounds__(kThreads) delta_step_kernel(const __grid_constant__ Step<T> p) {
@@ -58,7 +52,7 @@ __global__ void __launch_bounds__(kThreads) delta_step_kernel(const __grid_const
       known += s[i][e] * k[i][e];
     }
   const float value = to_float(p.v[head * p.v_stride + row]);
-  const float write = beta * (value - row_sum(known));
+  const float write = beta * (value - group_sum(known, kLanes));
   float out = 0;
 #pragma unroll
   for (int i = 0; i < kQuads; ++i) {
@@ -72,7 +66,7 @@ __global__ void __launch_bounds__(kThreads) delta_step_kernel(const __grid_const
     }
     store_quad<kAligned>(S + column, s[i]);
   }
-  out = row_sum(out);
+  out = group_sum(out, kLanes);
   if (lane == 0) p.o[head * p.o_stride + row] = from_float<T>(p.scale * out);
 }
 

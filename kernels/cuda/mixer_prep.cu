@@ -161,7 +161,7 @@ __device__ void reduce_rows(const KeyUnit& u, float* partial, int quads, int fir
   __syncthreads();
 }
 
-template <class T, bool kAligned>
+template <bool kPlain, class T, bool kAligned>
 __device__ void convolve_unit(KeyUnit& u, const Forward<T, kAligned>& p, const Chunk& c,
                               const uint32_t* starts) {
   const ConvChannels<T, kAligned> channels = u.is_key ? p.k : p.q;
@@ -170,7 +170,7 @@ __device__ void convolve_unit(KeyUnit& u, const Forward<T, kAligned>& p, const C
   RawRun<T, kRunTokens> raw;
   load_run(raw, channels, place);
   const Filter filter = load_filter(channels, place);
-  const bool silu = p.gates.silu_on_keys();
+  const bool silu = kPlain || p.gates.silu_on_keys();
   convolve(raw, filter, place.starts, [&](int i, const Quad& conv, const Quad*) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) u.y[i][e] = silu ? conv[e] * sigmoid_fast(conv[e]) : conv[e];
@@ -234,7 +234,7 @@ __device__ void queries_and_keys(const Forward<T, kAligned>& p, const Chunk& c, 
     u.quad = thread % (2 * quads);
     u.is_key = u.quad >= quads;
     u.active = u.run < first_run + p.runs;
-    if (u.active) convolve_unit(u, p, c, m.starts);
+    if (u.active) convolve_unit<kPlain>(u, p, c, m.starts);
     const int first_token = first_run * kRunTokens, tokens = p.runs * kRunTokens;
     reduce_rows<false>(
         u, m.A, quads, first_token, tokens,
@@ -306,7 +306,7 @@ __device__ void value_norms(const Forward<T, kAligned>& p, const Chunk& c, const
       });
 #pragma unroll
     for (int i = 0; i < kRunTokens; ++i) {
-      const float sum = warp_sum(squares[i]);
+      const float sum = group_sum(squares[i], kWarp);
       if (lane == 0)
         m.value_scale[run * kRunTokens + i] = 1 / sqrtf(sum + static_cast<float>(kUnitEps));
     }

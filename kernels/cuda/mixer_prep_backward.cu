@@ -19,7 +19,7 @@ namespace kla::KLA_BACKEND {
 namespace {
 
 constexpr int kRunTokens = 4, kMaxTile = 64, kMaxRows = kMaxTile + kRunTokens;
-constexpr int kMaxThreads = 224;  // three such blocks share a multiprocessor
+constexpr int kMaxThreads = 224;
 enum { kQ, kK, kV, kParts };
 enum { kBBias, kALog, kABias, kTheta, kScalars };
 
@@ -109,6 +109,7 @@ struct TileShared {
   float* scalars;            // [3 warps][kScalars]
   uint32_t* starts;          // [kStartWords]
   int64_t* found;            // [warps]
+  float* value_along;        // [quads][rows] y.dy of v
   float* work;               // partial sums of rows; or dc of units' first tokens, then dw of units
 
   static constexpr int kRowFloats = (4 * kParts + 4 + 1) * kMaxRows + 3 * kScalars;
@@ -122,6 +123,7 @@ struct TileShared {
         .array<float>(kRowFloats)
         .array<uint32_t>(kStartWords)
         .array<int64_t>(kMaxThreads / 32)
+        .array<float>(K / 4 * (tile + kRunTokens))
         .array<float>(work_floats(K, tile))
         .bytes();
   }
@@ -140,6 +142,7 @@ struct TileShared {
     const int runs = tile / kRunTokens + 1, quads = K / 4;
     const int sums = 4 * quads * (tile + kRunTokens);
     const int units = runs * 3 * quads * 4 + (runs - 1) * quads * 16;
+    value_along = shared.array<float>(quads * (tile + kRunTokens));
     work = shared.array<float>(sums > units ? sums : units);
   }
 };
@@ -154,6 +157,10 @@ struct Place {
   float* share;
 
   __device__ int rows() const { return tile + kRunTokens; }
+  __device__ RunPlace run_place(int run_, int quad_, int64_t T, const uint32_t* starts) const {
+    const int t = run_ * kRunTokens;
+    return {b, h, 4 * quad_, first + t, T, starts_around(starts, t)};
+  }
 };
 
 // ---- A unit ------------------------------------------------------------------------------------
@@ -178,25 +185,21 @@ struct UnitData {
   RawRun<T, kRunTokens> raw;
   PackedQuad<T> dy[kRunTokens];
   Filter filter;
-  uint32_t starts;
   bool silu;
 };
 
-template <class T, bool kAligned>
-__device__ void load_unit(UnitData<T>& u, const Backward<T, kAligned>& p, int part, const Place& at,
-                          int quad, int run, const uint32_t* starts) {
+template <bool kPlain, class T, bool kAligned>
+__device__ void load_unit(UnitData<T>& u, const Backward<T, kAligned>& p, int part,
+                          const RunPlace& place) {
   const Stream<T, kAligned>& x = p.streams[part];
-  const int t = run * kRunTokens;
-  const RunPlace place{at.b, at.h, 4 * quad, at.first + t, p.s.T, starts_around(starts, t)};
-  u.starts = place.starts;
-  u.silu = part == kV || p.gates.silu_on_keys();
+  u.silu = kPlain || part == kV || p.gates.silu_on_keys();
   load_run(u.raw, x.conv, place);
 #pragma unroll
   for (int i = 0; i < kRunTokens; ++i) {
     u.dy[i] = {};
     if (place.t + i < p.s.T) {
-      const int64_t row = (at.b * p.s.T + place.t + i) * p.s.H + at.h;
-      u.dy[i] = load_quad<kAligned>(x.dy + row * x.dy_stride + 4 * quad);
+      const int64_t row = (place.b * p.s.T + place.t + i) * p.s.H + place.h;
+      u.dy[i] = load_quad<kAligned>(x.dy + row * x.dy_stride + place.channel);
     }
   }
   u.filter = load_filter(x.conv, place);
@@ -221,16 +224,17 @@ __device__ float sum_column(const float* table, int quads, int rows, int row) {
 
 // two(y, dy, c, row) gives two numbers per row and quad of q and k; their totals go to `first` and
 // `second`, [2][kMaxRows]. Contains two barriers.
-template <bool kMaximum, class T, bool kAligned, class Two>
+template <bool kPlain, bool kMaximum, class T, bool kAligned, class Two>
 __device__ void measure_rows(const Backward<T, kAligned>& p, const Place& at, const TileShared& m,
                              float* first, float* second, Two&& two) {
   const int rows = at.rows(), table = at.quads * rows;
 #pragma unroll 1
   for (int part = kQ; part <= kK && at.active; ++part) {
     UnitData<T> u;
-    load_unit(u, p, part, at, at.quad, at.run, m.starts);
+    const RunPlace place = at.run_place(at.run, at.quad, p.s.T, m.starts);
+    load_unit<kPlain>(u, p, part, place);
     Quad x, y;
-    convolve(u.raw, u.filter, u.starts, [&](int i, const Quad& c, const Quad*) {
+    convolve(u.raw, u.filter, place.starts, [&](int i, const Quad& c, const Quad*) {
       const float2 values = two(part, at.run * kRunTokens + i, activate(c, u.silu).y,
                                 unpack(u.dy[i]));
       x[i] = values.x;
@@ -261,11 +265,11 @@ __device__ inline bool is_softmax(const GateArguments& gates, int part) {
 template <class T, bool kAligned>
 __device__ void measure_softmax(const Backward<T, kAligned>& p, const Place& at,
                                 const TileShared& m) {
-  measure_rows<true>(p, at, m, m.top, m.top, [](int, int, const Quad& y, const Quad&) {
+  measure_rows<false, true>(p, at, m, m.top, m.top, [](int, int, const Quad& y, const Quad&) {
     return float2{fmaxf(fmaxf(y[0], y[1]), fmaxf(y[2], y[3])), 0};
   });
   // gamma holds the sums for a moment: its values follow in row_factors.
-  measure_rows<false>(p, at, m, m.scale, m.gamma,
+  measure_rows<false, false>(p, at, m, m.scale, m.gamma,
                       [&](int part, int row, const Quad& y, const Quad& dy) {
                         Quad power;
                         for (int e = 0; e < 4; ++e)
@@ -290,8 +294,9 @@ __device__ void measure_values(const Backward<T, kAligned>& p, const Place& at,
     Quad n = {}, along = {};
     for (int quad = lane; quad < p.s.V / 4; quad += 32) {
       UnitData<T> u;
-      load_unit(u, p, kV, at, quad, run, m.starts);
-      convolve(u.raw, u.filter, u.starts, [&](int i, const Quad& c, const Quad*) {
+      const RunPlace place = at.run_place(run, quad, p.s.T, m.starts);
+      load_unit<false>(u, p, kV, place);
+      convolve(u.raw, u.filter, place.starts, [&](int i, const Quad& c, const Quad*) {
         const Quad y = activate(c, true).y;
         n[i] += sum_of(y, y);
         along[i] += sum_of(y, unpack(u.dy[i]));
@@ -299,7 +304,7 @@ __device__ void measure_values(const Backward<T, kAligned>& p, const Place& at,
     }
 #pragma unroll
     for (int i = 0; i < kRunTokens; ++i) {
-      const float squares = warp_sum(n[i]), dots = warp_sum(along[i]);
+      const float squares = group_sum(n[i], kWarp), dots = group_sum(along[i], kWarp);
       if (lane != 0) continue;
       m.n[kV * kMaxRows + run * kRunTokens + i] = squares;
       m.along[kV * kMaxRows + run * kRunTokens + i] = dots;
@@ -376,20 +381,22 @@ __device__ void gates_backward(const Backward<T, kAligned>& p, const Place& at, 
   if (row >= 96) return;  // whole warps
 #pragma unroll
   for (int i = 0; i < kScalars; ++i) {
-    const float sum = warp_sum(sums[i]);
+    const float sum = group_sum(sums[i], kWarp);
     if (row % 32 == 0) m.scalars[row / 32 * kScalars + i] = sum;
   }
 }
 
 // ---- Applying the factors ----------------------------------------------------------------------
 
-// dc of a unit's tokens, and with it its share of dw.
+// dc of a unit's tokens.
 template <bool kPlain, class T, bool kAligned>
-__device__ void unit_backward(Quad (&dc)[kRunTokens + kConvTail], Filter& dw, Quad& along,
-                              const UnitData<T>& u, const Backward<T, kAligned>& p, int part,
+__device__ void unit_backward(Quad (&dc)[kRunTokens + kTail], Quad& along,
+                              const Backward<T, kAligned>& p, int part, const RunPlace& place,
                               const Place& at, const TileShared& m) {
+  UnitData<T> u;
+  load_unit<kPlain>(u, p, part, place);
   const int first_row = part * kMaxRows + at.run * kRunTokens;
-  convolve(u.raw, u.filter, u.starts, [&](int i, const Quad& c, const Quad* taps) {
+  convolve(u.raw, u.filter, place.starts, [&](int i, const Quad& c, const Quad*) {
     const Activated x = activate(c, u.silu);
     const Quad dy = unpack(u.dy[i]);
     const float alpha = m.alpha[first_row + i], gamma = m.gamma[first_row + i];
@@ -404,32 +411,47 @@ __device__ void unit_backward(Quad (&dc)[kRunTokens + kConvTail], Filter& dw, Qu
 #pragma unroll
       for (int e = 0; e < 4; ++e) dc[i][e] = (alpha * dy[e] + gamma * x.y[e]) * x.slope[e];
     }
-#pragma unroll
-    for (int e = 0; e < 4; ++e)
-#pragma unroll
-      for (int j = 0; j < kConvWidth; ++j) dw.channel[e][j] += dc[i][e] * taps[j][e];
   });
+}
+
+// dw_j = sum_t dc_t x_{t-3+j} over the unit's tokens, channel by channel, each a quad of taps.
+template <class T>
+__device__ void unit_filter_gradient(float* to, int stride, const Quad* dc,
+                                     const RawRun<T, kRunTokens>& raw, uint32_t starts) {
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    Quad dw = {}, taps = {{0, raw.window[0][e], raw.window[1][e], raw.window[2][e]}};
+#pragma unroll
+    for (int i = 0; i < kRunTokens; ++i) {
+      taps = {{taps[1], taps[2], taps[3], unpack(raw.x[i])[e]}};
+      if (starts >> (kTail + i) & 1) taps[0] = taps[1] = taps[2] = 0;
+#pragma unroll
+      for (int j = 0; j < kConvWidth; ++j) dw[j] += dc[i][e] * taps[j];
+    }
+    store_quad<true>(to + e * stride, dw);
+  }
 }
 
 // dx_t = sum_a w_{3-a} dc_{t+a}, where no document starts in (t, t + a].
 template <class T, bool kAligned>
-__device__ void store_dx(const Stream<T, kAligned>& x, const Quad (&dc)[kRunTokens + kConvTail],
-                         const Filter& w, uint32_t starts, int64_t T_, const Place& at, int quad) {
-  const int64_t t = at.first + at.run * kRunTokens;
+__device__ void store_dx(const Stream<T, kAligned>& x, const Quad (&dc)[kRunTokens + kTail],
+                         const RunPlace& place) {
+  const Filter w = load_filter(x.conv, place);
 #pragma unroll
   for (int i = 0; i < kRunTokens; ++i) {
     Quad dx = {};
     bool same = true;
 #pragma unroll
     for (int a = 0; a < kConvWidth; ++a) {
-      if (a > 0) same = same && !(starts >> (kConvTail + i + a) & 1);
+      if (a > 0) same = same && !(place.starts >> (kTail + i + a) & 1);
       if (!same) continue;
 #pragma unroll
-      for (int e = 0; e < 4; ++e) dx[e] += w.channel[e][kConvTail - a] * dc[i + a][e];
+      for (int e = 0; e < 4; ++e) dx[e] += w.channel[e][kTail - a] * dc[i + a][e];
     }
-    if (t + i < T_)
-      store_quad<kAligned>(
-          x.dx + (at.b * T_ + t + i) * x.dx_stride + at.h * x.conv.width + 4 * quad, dx);
+    if (place.t + i < place.T)
+      store_quad<kAligned>(x.dx + (place.b * place.T + place.t + i) * x.dx_stride +
+                               place.h * x.conv.width + place.channel,
+                           dx);
   }
 }
 
@@ -447,54 +469,56 @@ __device__ inline void add_to_share(const Place& at, const float* dw, int owners
   }
 }
 
-// One pass: `at.quads` quads of a part, from `first_quad`. along adds up y.dy of the thread's rows.
-// Contains two barriers.
+// One pass: `at.quads` quads of a part, from `first_quad`. Of v, the units' y.dy are added to their
+// place in the table `along`, [quads][rows]. Contains two barriers.
 template <bool kPlain, class T, bool kAligned>
 __device__ void apply(const Backward<T, kAligned>& p, int part, int first_quad, const Place& at,
-                      const TileShared& m, Quad& along) {
+                      const TileShared& m) {
   const Stream<T, kAligned>& x = p.streams[part];
   const int runs = at.tile / kRunTokens + 1, quads = x.conv.width / 4 - first_quad;
-  const int quad = first_quad + at.quad;
   const bool active = at.active && at.quad < quads;
-  float *halo = m.work, *dw_work = m.work + runs * kConvTail * at.quads * 4;
-  Quad dc[kRunTokens + kConvTail];
-  Filter filter;
-  uint32_t starts = 0;
+  float *halo = m.work, *dw_work = m.work + runs * kTail * at.quads * 4;
+  const RunPlace place = at.run_place(at.run, first_quad + at.quad, p.s.T, m.starts);
+  Quad dc[kRunTokens + kTail];
   if (active) {
-    UnitData<T> u;
-    load_unit(u, p, part, at, quad, at.run, m.starts);
-    filter = u.filter;
-    starts = u.starts;
-    Filter dw = {};
-    unit_backward<kPlain>(dc, dw, along, u, p, part, at, m);
+    Quad along = {};
+    unit_backward<kPlain>(dc, along, p, part, place, at, m);
+    if (part == kV) {
+      float* sum = m.value_along + at.quad * at.rows() + at.run * kRunTokens;
+      if (first_quad > 0) {
+        const Quad before = unpack(load_quad<true>(sum));
+        for (int i = 0; i < kRunTokens; ++i) along[i] += before[i];
+      }
+      store_quad<true>(sum, along);
+    }
 #pragma unroll
-    for (int i = 0; i < kConvTail; ++i)
-      store_quad<true>(halo + ((at.run * kConvTail + i) * at.quads + at.quad) * 4, dc[i]);
-    if (at.owner)
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        store_quad<true>(dw_work + ((at.run * 4 + e) * at.quads + at.quad) * 4, dw.channel[e]);
+    for (int i = 0; i < kTail; ++i)
+      store_quad<true>(halo + ((at.run * kTail + i) * at.quads + at.quad) * 4, dc[i]);
   }
   __syncthreads();
   if (active && at.owner) {
 #pragma unroll
-    for (int i = 0; i < kConvTail; ++i)
-      dc[kRunTokens + i] = unpack(load_quad<true>(
-          halo + (((at.run + 1) * kConvTail + i) * at.quads + at.quad) * 4));
-    store_dx(x, dc, filter, starts, p.s.T, at, quad);
+    for (int i = 0; i < kTail; ++i)
+      dc[kRunTokens + i] = unpack(
+          load_quad<true>(halo + (((at.run + 1) * kTail + i) * at.quads + at.quad) * 4));
+    store_dx(x, dc, place);
+    // Raw inputs again, from the cache: kept, they would cost the first half its registers.
+    RawRun<T, kRunTokens> raw;
+    load_run(raw, x.conv, place);
+    unit_filter_gradient(dw_work + (at.run * 4 * at.quads + at.quad) * 4, at.quads * 4, dc, raw,
+                         place.starts);
   }
+  __syncthreads();
   const Share layout{p.s.K, p.s.V};
   add_to_share(at, dw_work, runs - 1, at.share + layout.conv(part) + first_quad * 16, quads);
-  __syncthreads();
 }
 
 template <class T, bool kAligned, bool kPlain>
 __device__ void tile_backward(const Backward<T, kAligned>& p, const Place& at,
                               const TileShared& m) {
   if (threadIdx.x < 32) find_starts(p.documents, at.b, at.first, m.starts);
-  const int64_t last_start = last_start_before(p.documents, at.b, at.first, m.found);
   __syncthreads();
-  measure_rows<false>(
+  measure_rows<kPlain, false>(
       p, at, m, m.n, m.along,
       [](int, int, const Quad& y, const Quad& dy) { return float2{sum_of(y, y), sum_of(y, dy)}; });
   if constexpr (!kPlain) {
@@ -504,17 +528,13 @@ __device__ void tile_backward(const Backward<T, kAligned>& p, const Place& at,
   row_factors(p, at, m);
   __syncthreads();
 
-  Quad along = {}, unused = {};
 #pragma unroll 1
-  for (int quad = 0; quad < p.s.V / 4; quad += at.quads)
-    apply<kPlain>(p, kV, quad, at, m, along);
-  if (at.active)
-    store_quad<true>(m.work + at.quad * at.rows() + at.run * kRunTokens, along);
-  __syncthreads();
+  for (int quad = 0; quad < p.s.V / 4; quad += at.quads) apply<kPlain>(p, kV, quad, at, m);
   const int row = static_cast<int>(threadIdx.x);
+  const int used = p.s.V / 4 < at.quads ? p.s.V / 4 : at.quads;  // columns of the table
   if (row < at.rows())
-    m.along[kV * kMaxRows + row] = sum_column<false>(m.work, at.quads, at.rows(), row);
-  gates_backward(p, at, m, last_start);
+    m.along[kV * kMaxRows + row] = sum_column<false>(m.value_along, used, at.rows(), row);
+  gates_backward(p, at, m, last_start_before(p.documents, at.b, at.first, m.found));
   __syncthreads();
   if (row < kScalars) {
     float& to = at.share[Share{p.s.K, p.s.V}.scalars() + row];
@@ -523,12 +543,12 @@ __device__ void tile_backward(const Backward<T, kAligned>& p, const Place& at,
     to = at.first_tile ? sum : to + sum;
   }
 #pragma unroll 1
-  for (int part = kK; part >= kQ; --part) apply<kPlain>(p, part, 0, at, m, unused);
+  for (int part = kK; part >= kQ; --part) apply<kPlain>(p, part, 0, at, m);
 }
 
 // kPlain: neither softmax nor values by their own norm, whose code would cost the others registers.
 template <class T, bool kAligned, bool kPlain>
-__global__ void __launch_bounds__(kMaxThreads, kPlain ? 3 : 2)
+__global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)
     prep_backward_kernel(const __grid_constant__ Backward<T, kAligned> p) {
   const TileShared m(p.s.K, p.cut.tile);
   const int block = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);

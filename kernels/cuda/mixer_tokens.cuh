@@ -7,6 +7,8 @@
 
 namespace kla::KLA_BACKEND {
 
+constexpr int kTail = static_cast<int>(kConvTail);
+
 struct MixerDims {
   int B, H, K, V;
   int64_t T;
@@ -65,8 +67,8 @@ __device__ inline int64_t last_start_before(const DocumentMap& documents, int b,
   int64_t last = -1;
   for (int64_t t = end - 1 - threadIdx.x; t >= 0 && last < 0; t -= threads)
     if (documents.starts(b, t)) last = t;
-  for (int step = 16; step > 0; step /= 2) {
-    const int64_t other = __shfl_xor_sync(0xFFFFFFFFu, last, step);
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    const int64_t other = __shfl_xor_sync(kAllLanes, last, step);
     last = other > last ? other : last;
   }
   if (lane == 0) found[threadIdx.x / 32] = last;
@@ -86,7 +88,7 @@ __device__ inline void find_starts(const DocumentMap& documents, int b, int64_t 
   const int lane = static_cast<int>(threadIdx.x) % 32;
   for (int i = 0; i < kStartWords; ++i) {
     const bool starts = documents.starts(b, first - kConvTail + 32 * i + lane);
-    const uint32_t word = __ballot_sync(0xFFFFFFFFu, starts);
+    const uint32_t word = __ballot_sync(kAllLanes, starts);
     if (lane == 0) words[i] = word;
   }
 }
@@ -101,9 +103,10 @@ __device__ inline uint32_t starts_around(const uint32_t* words, int t) {
 // 1, 2, ... within its document, for the tile's token t. `last` is the last start before the tile.
 __device__ inline int64_t position_of(const uint32_t* words, int64_t first, int t, int64_t last,
                                       int64_t before) {
-  for (int word = (t + kConvTail) / 32, bit = (t + kConvTail) % 32; word >= 0; --word, bit = 31) {
+  const int own = t + kTail;
+  for (int word = own / 32, bit = own % 32; word >= 0; --word, bit = 31) {
     const uint32_t seen = words[word] & (0xFFFFFFFFu >> (31 - bit));
-    if (seen != 0) return t + kConvTail - (32 * word + 31 - __clz(static_cast<int>(seen))) + 1;
+    if (seen != 0) return own - (32 * word + 31 - __clz(static_cast<int>(seen))) + 1;
   }
   return last >= 0 ? first + t - last + 1 : before + first + t + 1;
 }

@@ -5,8 +5,8 @@
 
 #include <initializer_list>
 
-#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/reduce.cuh"
 
 namespace kla::KLA_BACKEND {
 
@@ -101,12 +101,6 @@ inline void require_head_dims(int64_t K, int64_t V) {
   };
   require("model.key_head_dim", K, kMaxKeyDim);
   require("model.value_head_dim", V, kMaxValueDim);
-}
-
-__device__ inline float warp_sum(float x) {  // the same order, whatever the schedule
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xFFFFFFFFu, x, step);
-  return x;
 }
 
 // 1 / (1 + e^-x), good to a few ulp over the whole range of f32.

@@ -181,4 +181,8 @@ float exp2_fast(float x) {
   return x < -126 ? 0.0f : std::exp2(x);
 }
 
+float reciprocal_fast(float x) {
+  return 1.0f / x;
+}
+
 }  // namespace kla::simt

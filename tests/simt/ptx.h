@@ -31,5 +31,6 @@ void mma_m16n8k8(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], 
 
 uint32_t to_tf32(float x);
 float exp2_fast(float x);
+float reciprocal_fast(float x);
 
 }  // namespace kla::simt

@@ -70,16 +70,19 @@ class Lab {
     return fill(view, Values(static_cast<size_t>(view.size()), initial_gradient));
   }
 
-  // Column views of a wider compute matrix, three columns in from the left and five from the right.
+  // Column views of a wider compute matrix, three columns in from the left and five from the right:
+  // no alignment can be relied on. Or, if asked for, eight and eight, as the model's views lie.
+  bool aligned_columns = false;
   View columns(const Values& values, Dims dims) { return fill(columns(dims), rounded(values)); }
   View columns(Dims dims) {
     const View shape(nullptr, context_.compute, dims);
-    const int64_t width = shape.cols() + kLeft + kRight;
+    const int64_t left = aligned_columns ? 8 : 3, right = aligned_columns ? 8 : 5;
+    const int64_t width = shape.cols() + left + right;
     View wide = fresh(context_.compute, {shape.rows(), width});
-    wide_.push_back(wide);
+    wide_.push_back({wide, left, right});
     View view = shape;
     view.stride = width;
-    if (wide.data) view.data = static_cast<std::byte*>(wide.data) + kLeft * size_of(wide.dtype);
+    if (wide.data) view.data = static_cast<std::byte*>(wide.data) + left * size_of(wide.dtype);
     return view;
   }
 
@@ -97,7 +100,10 @@ class Lab {
   void expect_margins_untouched() const;
 
  private:
-  static constexpr int64_t kLeft = 3, kRight = 5;
+  struct Wide {
+    View view;
+    int64_t left, right;
+  };
   using Memory = std::unique_ptr<void, std::function<void(void*)>>;
 
   DeviceServices& services() const { return services_of(context_.device); }
@@ -109,7 +115,7 @@ class Lab {
   Arena& scratch_;
   DType rounding_;
   std::vector<Memory> memory_;
-  std::vector<View> wide_;
+  std::vector<Wide> wide_;
   Results results_;
 };
 
@@ -194,14 +200,14 @@ inline Values Lab::read(const View& view) const {
 }
 
 inline void Lab::expect_margins_untouched() const {
-  for (const View& wide : wide_) {
+  for (const auto& [wide, left, right] : wide_) {
     std::vector<uint8_t> bytes(static_cast<size_t>(wide.bytes()));
     services().download(bytes.data(), wide.data, wide.bytes());
     const int64_t size = size_of(wide.dtype);
     int64_t touched = 0;
     for (int64_t i = 0; i < wide.bytes(); ++i) {
       const int64_t column = i / size % wide.cols();
-      const bool margin = column < kLeft || column >= wide.cols() - kRight;
+      const bool margin = column < left || column >= wide.cols() - right;
       if (margin && bytes[static_cast<size_t>(i)] != 0xFF) ++touched;
     }
     EXPECT_EQ(touched, 0) << "an op wrote outside its columns of " << wide.describe();
