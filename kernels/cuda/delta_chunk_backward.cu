@@ -117,11 +117,11 @@ struct BackwardMemory {
   __device__ float* Z() const { return reinterpret_cast<float*>(work); }
 
   __device__ void copy_queries(const DeltaPointers<T>& in, const ChunkPlace& p) const {
-    copy_tile<kK>(q, in.q + p.row * in.K, in.H * in.K, p.tokens, static_cast<int>(in.K), kTokens,
+    copy_tile<kK>(q, in.q + first_row(in, p) * in.K, in.H * in.K, p.tokens, in.K, kTokens,
                   static_cast<int>(threadIdx.x), 32 * kWarps);
   }
   __device__ void copy_head(const DeltaPointers<T>& in, const ChunkPlace& p) const {
-    copy_tile<kK>(k, in.k + p.row * in.K, in.H * in.K, p.tokens, static_cast<int>(in.K), kTokens,
+    copy_tile<kK>(k, in.k + first_row(in, p) * in.K, in.H * in.K, p.tokens, in.K, kTokens,
                   static_cast<int>(threadIdx.x), 32 * kWarps);
     copy_queries(in, p);
     copy_triangle(inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens,
@@ -129,10 +129,11 @@ struct BackwardMemory {
   }
   __device__ void copy_tile_of_values(const BackwardArgs<T>& a, const ChunkPlace& p, int n) const {
     const VTile to = tile(n);
-    const int thread = static_cast<int>(threadIdx.x), K = static_cast<int>(a.in.K);
-    const int64_t V = a.in.V, column = int64_t{n} * Layout::kVTile;
-    const int columns = static_cast<int>(V - column < Layout::kVTile ? V - column : Layout::kVTile);
-    const int64_t state = (chunk_index(a.in, p) * V + column) * a.in.K, row = p.row * V + column;
+    const int thread = static_cast<int>(threadIdx.x), K = a.in.K;
+    const int V = a.in.V, column = n * Layout::kVTile;
+    const int columns = V - column < Layout::kVTile ? V - column : Layout::kVTile;
+    const int64_t state = (chunk_index(a.in, p) * V + column) * K;
+    const int64_t row = first_row(a.in, p) * V + column;
     const auto states = [&](const Tile<T>& tile, const T* from) {
       copy_tile<kK>(tile, from + state, a.in.K, columns, K, Layout::kVTile, thread, 32 * kWarps);
     };
@@ -269,13 +270,13 @@ __device__ __forceinline__ void walk_values(Sums<BackwardShape<T, kK>::kBlocks>&
                                             const BackwardMemory<T, kK>& m, const Share& share) {
   using Layout = BackwardShape<T, kK>;
   constexpr int kChains = Layout::kVTile / kBlock;
-  const int tiles = static_cast<int>((a.in.V + Layout::kVTile - 1) / Layout::kVTile);
+  const int tiles = (a.in.V + Layout::kVTile - 1) / Layout::kVTile;
   const int column = warp_index() % kChains * kBlock;
 #pragma unroll 1
   for (int n = 0; n < tiles; ++n) {
     const auto tile = m.tile(n);
-    const int64_t first = int64_t{n} * Layout::kVTile, left = a.in.V - first;
-    const int columns = static_cast<int>(left < Layout::kVTile ? left : Layout::kVTile);
+    const int first = n * Layout::kVTile;
+    const int columns = a.in.V - first < Layout::kVTile ? a.in.V - first : Layout::kVTile;
     const bool in_chain = warp_index() < 2 * kChains && column < columns;
     const bool gradient = warp_index() >= kChains;
     cp_async_wait<0>();
@@ -294,7 +295,7 @@ __device__ __forceinline__ void walk_values(Sums<BackwardShape<T, kK>::kBlocks>&
         store_transposed(tile.v, j * kBlock, column, block);
       }
       __syncwarp();
-      write_columns(a.dv + p.row * a.in.V + first + column, a.in.H * a.in.V, p.tokens,
+      write_columns(a.dv + first_row(a.in, p) * a.in.V + first + column, a.in.H * a.in.V, p.tokens,
                     Tile<T>{tile.v.at(0, column), tile.v.stride});
     }
     add_products(sums, m, tile, share, columns);
@@ -425,8 +426,8 @@ __device__ __forceinline__ void scale_rows(Accumulator (&c)[kBlocks], const Shar
 template <int kBlocks, class T>
 __device__ __forceinline__ void write_rows(T* to, const DeltaPointers<T>& in, const ChunkPlace& p,
                                            const Accumulator (&c)[kBlocks], const Share& share) {
-  const int64_t stride = in.H * in.K;
-  T* rows = to + p.row * in.K + share.i * kBlock * stride + share.begin * kBlock;
+  const int stride = in.H * in.K;
+  T* rows = to + first_row(in, p) * in.K + int64_t{share.i} * kBlock * stride + share.begin * kBlock;
 #pragma unroll
   for (int n = 0; n < kBlocks; ++n)
     if (n < share.count)
@@ -497,8 +498,9 @@ __device__ __forceinline__ void write_scalars(const BackwardArgs<T>& a, const Ch
   for (const float part_of_states : sums.states) states += part_of_states;
   for (const auto& values : sums.vN) dbeta += values[t];
   for (const auto& keys : sums.kdA) dbeta += keys[t];
-  a.dg[p.row + t * a.in.H] = dg + sums.rectangle[t] + decayed(gates.gamma, states);
-  a.dbeta[p.row + t * a.in.H] = dbeta;
+  const int64_t token = first_row(a.in, p) + int64_t{t} * a.in.H;
+  a.dg[token] = dg + sums.rectangle[t] + decayed(gates.gamma, states);
+  a.dbeta[token] = dbeta;
 }
 
 // This warp's share of the `columns` key columns from `first`.
@@ -515,9 +517,9 @@ __global__ void __launch_bounds__(32 * kWarps, 1) backward_kernel(BackwardArgs<T
   SharedMemory shared;
   const BackwardMemory<T, kK> m(shared);
   const DeltaPointers<T>& in = a.in;
-  const int64_t chunk = blockIdx.x / in.H, h = blockIdx.x % in.H;
+  const int chunk = static_cast<int>(blockIdx.x) / in.H, h = static_cast<int>(blockIdx.x) % in.H;
   const ChunkPlace p = chunk_place(in, chunk / in.NC, chunk % in.NC, h);
-  const int thread = static_cast<int>(threadIdx.x), K = static_cast<int>(in.K);
+  const int thread = static_cast<int>(threadIdx.x), K = in.K;
   for (int i = thread; i < static_cast<int>(sizeof(RowSums) / sizeof(float)); i += 32 * kWarps)
     reinterpret_cast<float*>(m.sums)[i] = 0;
   if (warp_index() == 0) make_gates(*m.gates, GateInputs(in, p));

@@ -64,11 +64,10 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
   SharedMemory shared;
   const ScanMemory<T, kK> memory(shared);
   const DeltaPointers<T>& in = a.in;
-  const ScanPlace at = scan_place(in.H, a.slices);
+  const ScanPlace at(in.H, a.slices);
   const bool active = at.column < in.V;
-  const int64_t carried = ((at.b * in.H + at.h) * in.V + at.column) * in.K;
   Accumulator dS[kK / kBlock];
-  if (active) load_state(dS, a.dS_final ? a.dS_final + carried : nullptr, in.K);
+  if (active) load_state(dS, a.dS_final ? a.dS_final + carried_state(in, at) : nullptr, in.K);
   if (in.NC > 0) {
     const ChunkPlace last = chunk_place(in, at.b, in.NC - 1, at.h);
     memory.copy(in, a.dout, last, at.column);
@@ -76,7 +75,7 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
   }
 
 #pragma unroll 1
-  for (int64_t n = in.NC - 1; n >= 0; --n) {
+  for (int n = in.NC - 1; n >= 0; --n) {
     const ChunkPlace p = chunk_place(in, at.b, n, at.h);
     const auto tiles = memory.stage(n);
     const Gates& gates = memory.gates[n & 1];
@@ -101,7 +100,7 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
       memory.copy(in, a.dout, next, at.column);
     }
   }
-  if (active && a.dS_initial) store_state(dS, a.dS_initial + carried, in.K);
+  if (active && a.dS_initial) store_state(dS, a.dS_initial + carried_state(in, at), in.K);
 }
 
 template <class T, int kK>

@@ -69,11 +69,10 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
   SharedMemory shared;
   const ScanMemory<T, kK> memory(shared);
   const DeltaPointers<T>& in = a.in;
-  const ScanPlace at = scan_place(in.H, a.slices);
+  const ScanPlace at(in.H, a.slices);
   const bool active = at.column < in.V;
-  const int64_t carried = ((at.b * in.H + at.h) * in.V + at.column) * in.K;
   Accumulator S[kK / kBlock];
-  if (active) load_state(S, a.S_initial ? a.S_initial + carried : nullptr, in.K);
+  if (active) load_state(S, a.S_initial ? a.S_initial + carried_state(in, at) : nullptr, in.K);
   if (in.NC > 0) {
     const ChunkPlace first = chunk_place(in, at.b, 0, at.h);
     memory.copy(in, in.v, first, at.column);
@@ -81,7 +80,7 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
   }
 
 #pragma unroll 1
-  for (int64_t n = 0; n < in.NC; ++n) {
+  for (int n = 0; n < in.NC; ++n) {
     const ChunkPlace p = chunk_place(in, at.b, n, at.h);
     const auto tiles = memory.stage(n);
     const Gates& gates = memory.gates[n & 1];
@@ -90,18 +89,16 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
     __syncthreads();  // the tiles and gates are there; the other stage is free
     const ChunkPlace next = chunk_place(in, at.b, more ? n + 1 : n, at.h);
     if (ScanShape<T, kK>::kStages == 2 && more) memory.copy(in, in.v, next, at.column);
+    if (active && a.S_enter)
+      store_state(S, a.S_enter + (chunk_index(in, p) * in.V + at.column) * in.K, in.K);
     gate_triangles<kK>(tiles.inverse, memory.P, tiles.q, tiles.k, gates, in.scale);
     Accumulator R[kTokenBlocks], O[kTokenBlocks];
-    if (active) {
-      if (a.S_enter)
-        store_state(S, a.S_enter + (chunk_index(in, p) * in.V + at.column) * in.K, in.K);
-      read_state(S, tiles.k, tiles.q, R, O);
-    }
+    if (active) read_state(S, tiles.k, tiles.q, R, O);
     __syncthreads();  // both triangles are there
     if (active) {
       write_state(S, R, O, tiles.values, tiles.k, tiles.inverse, memory.P, gates, in.scale);
       __syncwarp();
-      write_columns(a.o + p.row * in.V + at.column, in.H * in.V, p.tokens,
+      write_columns(a.o + first_row(in, p) * in.V + at.column, in.H * in.V, p.tokens,
                     Tile<T>{tiles.values.at(0, warp_index() * kBlock), tiles.values.stride});
     }
     if (warp_index() == 0 && more) make_gates(memory.gates[(n + 1) & 1], GateInputs(in, next));
@@ -110,7 +107,7 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
       memory.copy(in, in.v, next, at.column);
     }
   }
-  if (active && a.S_final) store_state(S, a.S_final + carried, in.K);
+  if (active && a.S_final) store_state(S, a.S_final + carried_state(in, at), in.K);
 }
 
 template <class T, int kK>
