@@ -455,7 +455,7 @@ __global__ void advance_kernel(const __grid_constant__ Progress<T, kAligned> p) 
   float x[kConvTail];
   for (int i = 0; i < kConvTail; ++i) {
     const int64_t t = p.s.T - kConvTail + i;
-    x[i] = last > t ? 0 : raw_input(part, b, t, p.s.T, column);
+    x[i] = last >= 0 && last > t ? 0 : raw_input(part, b, t, p.s.T, column);
   }
   for (int i = 0; i < kConvTail; ++i)
     p.tail[(b * kConvTail + i) * p.tail_stride + channel] = x[i];
