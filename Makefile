@@ -4,11 +4,12 @@ JOBS ?= $(shell nproc)
 BUILD := build/release
 CI_BUILD := build/ci
 
-.PHONY: menu setup build quickstart test bench format lint clean
+.PHONY: menu setup build cuda quickstart test bench format lint clean
 
 menu:
 	@echo "make setup       install what is missing (Debian packages; needs root or sudo)"
 	@echo "make build       build/release/kla, the program"
+	@echo "make cuda        build/cuda/kla for NVIDIA GPUs, wherever the toolkit is; registers and spills of its kernels"
 	@echo "make quickstart  from nothing to two trained models and a report, about 9 minutes on 2 cores"
 	@echo "make test        build everything with warnings as errors and run all tests"
 	@echo "make bench       speed of every op and of the training step on this machine"
@@ -24,6 +25,12 @@ build: setup
 	@cmake --preset release -DKLA_TESTS=OFF
 	@cmake --build $(BUILD) -j $(JOBS) --target kla
 
+cuda: setup
+	@echo "== building build/cuda/kla"
+	@cmake --preset cuda
+	@cmake --build build/cuda -j $(JOBS)
+	@tools/kernel_report.py build/cuda
+
 quickstart: build
 	@tools/quickstart.sh $(BUILD)/kla
 
@@ -38,10 +45,10 @@ bench: build
 	@$(BUILD)/kla bench configs/bench/cpu.yaml
 
 format:
-	@git ls-files '*.h' '*.cpp' | xargs clang-format -i
+	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format -i
 
 lint:
-	@git ls-files '*.h' '*.cpp' | xargs clang-format --dry-run --Werror
+	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror
 	@python3 tools/check_style.py
 ifdef TIDY
 	@cmake --preset release > /dev/null

@@ -64,13 +64,13 @@ struct MatmulForward {
 };
 struct MatmulBackwardInput {  // dx = dy w  (+ dx if accumulate)
   View dx;                    // [M,K] compute
-  View dy;                    // [M,N] compute; columns
+  View dy;                    // [M,N] compute, or acc; columns
   View w;                     // [N,K] compute
   bool accumulate = false;
 };
 struct MatmulBackwardWeight {  // dw += dy^T x
   View dw;                     // [N,K] acc, added to
-  View dy;                     // [M,N] compute; columns
+  View dy;                     // [M,N] compute, or acc; columns
   View x;                      // [M,K] compute; columns
 };
 
@@ -79,7 +79,7 @@ struct MixerOptions {
   int rule = 1;  // index into Rules (kernels/step_rules.h)
   SeqFactor factor = SeqFactor::none;
   DecayGate decay = DecayGate::dual_mamba;
-  double eps = 1e-6;  // of the key norm; the query norm always uses 1e-6
+  double eps = 1e-6;  // of the key norm; query and value norms use kUnitEps
 };
 
 // Small parameters of the mixer, or their gradients. Views a rule or gate does not use are empty.
@@ -89,7 +89,7 @@ struct MixerPrepParameters {
   View b_bias;          // [H] acc
   View a_log;           // [H] acc, dual_mamba
   View a_bias;          // [H] acc: dt_bias of dual_mamba, bias of dual_logsigmoid
-  View theta;           // [1] or, one per head, [H] acc: logit of the learned scalar
+  View theta;           // [1] (one for all heads) or [H] acc: logit of the rule's learned scalar
 };
 
 // The raw inputs of a mixer and where it stands in its sequence; used by forward and backward.

@@ -25,6 +25,7 @@ constexpr Command kCommands[] = {
     {"report", "one HTML page about one or more runs", kla::report_command},
     {"data", "prepare a corpus: text -> tokenizer -> token shards", kla::data_command},
     {"bench", "speed of the training step and of every op", kla::bench_command},
+    {"doctor", "devices, libraries and peak rates of this machine", kla::doctor_command},
     {"config", "check, show and explain configs", kla::config_command},
 };
 

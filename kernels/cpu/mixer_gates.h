@@ -28,7 +28,7 @@ struct HeadGates {
     b_bias = read(w.b_bias, h);
     a_bias = read(w.a_bias, h);
     if (o.decay == DecayGate::dual_mamba) decay_rate = std::exp(read(w.a_log, h));
-    if (rule_info(o.rule).uses_scalar) scalar = softplus(read(w.theta, 0));
+    if (!w.theta.empty()) scalar = softplus(read(w.theta, w.theta.size() == 1 ? 0 : h));
   }
 
   // beta-hat and its derivatives by eta, |k|^2 and the scalar; `t` is the position.

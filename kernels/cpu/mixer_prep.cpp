@@ -13,8 +13,6 @@ namespace kla::cpu {
 
 namespace {
 
-constexpr double kQueryEps = 1e-6;
-
 struct ForwardTask {
   const MixerPrepForward& a;
   const MixerShape& s;
@@ -42,10 +40,17 @@ void convolve(ForwardTask& u, const ConvChannels& channels, bool silu, const flo
   conv_forward({u.rows, channels.width, taps, w, silu, factor, y, squares});
 }
 
+// x / sqrt(|x|^2 + kUnitEps), row by row; the squares are used up.
+void scale_to_unit(int64_t rows, int64_t width, float* squares, MutableTile x) {
+  for (int64_t i = 0; i < rows; ++i)
+    squares[i] = static_cast<float>(1 / std::sqrt(squares[i] + kUnitEps));
+  scale_rows(rows, width, squares, x, x);
+}
+
 // q-hat, k-hat, v-hat; the squared key norms go to n.
 void normalise(ForwardTask& u, const RuleInfo& rule, float* n) {
-  alignas(64) float factor[C];
-  const MutableTile k = u.out(u.a.k_hat), q = u.out(u.a.q_hat);
+  alignas(64) float factor[C], squares[C];
+  const MutableTile k = u.out(u.a.k_hat), q = u.out(u.a.q_hat), v = u.out(u.a.v_hat);
   const bool soft_keys = rule.key == KeyMap::softmax, soft_query = rule.query == QueryMap::softmax;
   convolve(u, key_channels(u.s, u.a.in, u.a.w.k_conv), !soft_keys, nullptr, k, n);
   for (int64_t i = 0; i < u.rows; ++i)
@@ -56,15 +61,13 @@ void normalise(ForwardTask& u, const RuleInfo& rule, float* n) {
     scale_rows(u.rows, u.s.K, factor, k, k);
 
   convolve(u, value_channels(u.s, u.a.in, u.a.w.v_conv), true,
-           rule.value == ValueMap::over_key_norm ? factor : nullptr, u.out(u.a.v_hat), nullptr);
+           rule.value == ValueMap::over_key_norm ? factor : nullptr, v,
+           rule.value == ValueMap::unit ? squares : nullptr);
+  if (rule.value == ValueMap::unit) scale_to_unit(u.rows, u.s.V, squares, v);
 
-  convolve(u, query_channels(u.s, u.a.in, u.a.w.q_conv), !soft_query, nullptr, q, factor);
+  convolve(u, query_channels(u.s, u.a.in, u.a.w.q_conv), !soft_query, nullptr, q, squares);
   if (soft_query) softmax_rows(u.rows, u.s.K, q);
-  if (rule.query == QueryMap::unit) {
-    for (int64_t i = 0; i < u.rows; ++i)
-      factor[i] = static_cast<float>(1 / std::sqrt(factor[i] + kQueryEps));
-    scale_rows(u.rows, u.s.K, factor, q, q);
-  }
+  if (rule.query == QueryMap::unit) scale_to_unit(u.rows, u.s.K, squares, q);
 }
 
 void gates(ForwardTask& u, const float* n) {

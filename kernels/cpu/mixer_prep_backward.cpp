@@ -11,7 +11,6 @@ namespace kla::cpu {
 
 namespace {
 
-constexpr double kQueryEps = 1e-6;
 constexpr int64_t kMaxShares = 64;  // shares of a parameter's gradient, about: bounds their memory
 
 // How the chunks of a sequence are grouped; a function of the shape alone.
@@ -112,6 +111,18 @@ void convolve_back(Task& u, Stream& x, const View& dx) {
                  x.share});
 }
 
+// The gradient of a row before its norm is alpha dy_hat + gamma y; this one is that of a row which
+// is not normalised.
+struct Slope {
+  float alpha = 1, gamma = 0;
+};
+
+// Of y_hat = y / sqrt(|y|^2 + kUnitEps), row i.
+Slope unit_slope(const Stream& x, int64_t i) {
+  const double r = 1 / std::sqrt(x.squares[i] + kUnitEps);
+  return {static_cast<float>(r), static_cast<float>(-r * r * r * x.dots[i])};
+}
+
 void query_backward(Task& u, Stream& q) {
   recompute(u, q, u.a.dq_hat);
   if (u.rule.query == QueryMap::softmax) {
@@ -120,9 +131,9 @@ void query_backward(Task& u, Stream& q) {
   } else {
     alignas(64) float alpha[kRows], gamma[kRows];
     for (int64_t i = 0; i < u.halo_rows; ++i) {
-      const double r = u.rule.query == QueryMap::unit ? 1 / std::sqrt(q.squares[i] + kQueryEps) : 1;
-      alpha[i] = static_cast<float>(r);
-      gamma[i] = u.rule.query == QueryMap::unit ? static_cast<float>(-r * r * r * q.dots[i]) : 0;
+      const Slope slope = u.rule.query == QueryMap::unit ? unit_slope(q, i) : Slope{};
+      alpha[i] = slope.alpha;
+      gamma[i] = slope.gamma;
     }
     norm_backward(u.halo_rows, u.s.K, alpha, q.dy_hat, gamma, q.y, q.slope, q.slope);
   }
@@ -156,7 +167,7 @@ void gates_backward(Task& u, const float* n, double* dn) {
 }
 
 void key_value_backward(Task& u, Stream& k, Stream& v) {
-  alignas(64) float alpha[kRows], gamma[kRows], value_alpha[kRows], none[kRows] = {};
+  alignas(64) float alpha[kRows], gamma[kRows], value_alpha[kRows], value_gamma[kRows];
   double dn[kRows];
   recompute(u, k, u.a.dk_hat);
   recompute(u, v, u.a.dv_hat);
@@ -167,7 +178,9 @@ void key_value_backward(Task& u, Stream& k, Stream& v) {
     const double along = (k.dots[i] + (over_norm ? v.dots[i] : 0.0)) * r;  // dkh.kh + dvh.vh
     alpha[i] = static_cast<float>(r);
     gamma[i] = static_cast<float>(2 * dn[i] - along * r * r);
-    value_alpha[i] = over_norm ? alpha[i] : 1;
+    const Slope value = u.rule.value == ValueMap::unit ? unit_slope(v, i) : Slope{};
+    value_alpha[i] = over_norm ? alpha[i] : value.alpha;
+    value_gamma[i] = value.gamma;
   }
   if (u.rule.key == KeyMap::softmax) {
     softmax_rows(u.halo_rows, u.s.K, k.y);
@@ -175,7 +188,7 @@ void key_value_backward(Task& u, Stream& k, Stream& v) {
   } else {
     norm_backward(u.halo_rows, u.s.K, alpha, k.dy_hat, gamma, k.y, k.slope, k.slope);
   }
-  norm_backward(u.halo_rows, u.s.V, value_alpha, v.dy_hat, none, v.y, v.slope, v.slope);
+  norm_backward(u.halo_rows, u.s.V, value_alpha, v.dy_hat, value_gamma, v.y, v.slope, v.slope);
   convolve_back(u, k, u.a.dk);
   convolve_back(u, v, u.a.dv);
 }
@@ -244,12 +257,15 @@ void add_head(const MixerPrepBackward& a, const Shares& shares, int64_t h) {
   if (a.options.decay != DecayGate::single) add(a.dw.a_bias, kABias);
 }
 
-// The learned scalar is one for all heads: c = softplus(theta).
+// lambda = softplus(theta), one for all heads or one for each.
 void add_theta(const MixerPrepBackward& a, const Shares& shares) {
   if (a.dw.theta.empty() || a.w.theta.empty()) return;
-  double sum = 0;
-  for (int64_t h = 0; h < shares.s.H; ++h) sum += total(shares, h, kScalar);
-  a.dw.theta.as<float>()[0] += static_cast<float>(sum * sigmoid(a.w.theta.as<float>()[0]));
+  const int64_t count = a.w.theta.size();
+  for (int64_t i = 0; i < count; ++i) {
+    double sum = 0;
+    for (int64_t h = i; h < shares.s.H; h += count) sum += total(shares, h, kScalar);
+    a.dw.theta.as<float>()[i] += static_cast<float>(sum * sigmoid(a.w.theta.as<float>()[i]));
+  }
 }
 
 void backward(Context& context, const MixerPrepBackward& a) {

@@ -37,7 +37,7 @@ void BackwardRow(const RmsNormBackward& a, int64_t m, float* dw) {
   const int64_t D = a.x.cols();
   const float *x = row(a.x, m), *dy = row(a.dy, m), *w = a.w.as<float>();
   const float* dresidual = a.dresidual.empty() ? nullptr : row(a.dresidual, m);
-  float* dx = row(a.dx, m);
+  float *dx = row(a.dx, m), *dx_copy = a.dx_copy.empty() ? nullptr : row(a.dx_copy, m);
   const float rstd = a.rstd.as<float>()[m];
   const float dot = sum_lanes(D, [&](auto d, int64_t i) HWY_ATTR {
     const auto dy_i = hn::LoadU(d, dy + i);
@@ -51,7 +51,9 @@ void BackwardRow(const RmsNormBackward& a, int64_t m, float* dw) {
     const auto h = hn::Mul(hn::LoadU(d, dy + i), hn::LoadU(d, w + i));
     const auto other = dresidual ? hn::LoadU(d, dresidual + i) : hn::Zero(d);
     const auto through = hn::NegMulAdd(hn::Set(d, along_x), hn::LoadU(d, x + i), other);
-    hn::StoreU(hn::MulAdd(hn::Set(d, rstd), h, through), d, dx + i);
+    const auto sum = hn::MulAdd(hn::Set(d, rstd), h, through);
+    hn::StoreU(sum, d, dx + i);
+    if (dx_copy) hn::StoreU(sum, d, dx_copy + i);
   });
 }
 

@@ -1,6 +1,7 @@
 #include "kernels/cpu/yardstick.h"
 
 #include <dnnl.h>
+#include <hwy/targets.h>
 #include <omp.h>
 
 #include <algorithm>
@@ -110,6 +111,27 @@ double copy_rate(Context& context, const Yardstick& yardstick) {
                 static_cast<size_t>(blocks.length(task)) * sizeof(float));
   });
   return static_cast<double>(2 * kCopied) * sizeof(float) / seconds_since(start);
+}
+
+std::vector<std::string> library_versions() {
+  const dnnl_version_t& v = *dnnl_version();
+  const dnnl_cpu_isa_t isa = dnnl_get_effective_cpu_isa();
+  const std::pair<dnnl_cpu_isa_t, const char*> names[] = {
+      {dnnl_cpu_isa_sse41, "SSE4.1"},
+      {dnnl_cpu_isa_avx, "AVX"},
+      {dnnl_cpu_isa_avx2, "AVX2"},
+      {dnnl_cpu_isa_avx2_vnni, "AVX2 VNNI"},
+      {dnnl_cpu_isa_avx512_core, "AVX-512"},
+      {dnnl_cpu_isa_avx512_core_vnni, "AVX-512 VNNI"},
+      {dnnl_cpu_isa_avx512_core_bf16, "AVX-512 BF16"},
+      {dnnl_cpu_isa_avx512_core_amx, "AVX-512 AMX"}};
+  std::string instructions = "unknown instructions";
+  for (const auto& [value, name] : names)
+    if (value == isa) instructions = name;
+  const int64_t best = hwy::SupportedTargets() & -hwy::SupportedTargets();  // the lowest bit
+  return {"oneDNN " + std::to_string(v.major) + "." + std::to_string(v.minor) + "." +
+              std::to_string(v.patch) + " (" + instructions + ")",
+          std::string("Highway (") + hwy::TargetName(best) + ")"};
 }
 
 }  // namespace kla::cpu

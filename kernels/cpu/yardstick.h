@@ -2,6 +2,7 @@
 // with threads of its own, what our panels reach on the same, and how fast memory is copied.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "core/context.h"
@@ -24,5 +25,8 @@ double time_panels(Context&, const Yardstick&, const Product&);
 
 // Bytes read plus bytes written per second, by all threads.
 double copy_rate(Context&, const Yardstick&);
+
+// "oneDNN 2.6.3 (avx512_core_vnni)", "Highway (AVX3)": versions, and the instructions they chose.
+std::vector<std::string> library_versions();
 
 }  // namespace kla::cpu

@@ -7,15 +7,6 @@
 // SharedMemory, PTX stands in ptx.cuh, no cooperative groups, no __shared__ variables.
 #pragma once
 
-#ifdef KLA_SIMT
-#include "tests/simt/cuda_runtime.h"
-#define KLA_BACKEND simt
-#else
-#include <cuda_bf16.h>
-#include <cuda_runtime.h>
-#define KLA_BACKEND cuda
-#endif
-
 #include <cstddef>
 #include <string>
 
@@ -23,6 +14,7 @@
 #include "core/context.h"
 #include "core/error.h"
 #include "core/op.h"
+#include "kernels/cuda/runtime.h"
 
 namespace kla {
 template <>
@@ -31,23 +23,14 @@ struct DTypeOf<__nv_bfloat16> {
 };
 }  // namespace kla
 
-#define KLA_CUDA_CHECK(call) \
-  ::kla::KLA_BACKEND::check_cuda((call), #call, __FILE__, __LINE__)
-
 namespace kla::KLA_BACKEND {
 
 using bfloat16 = __nv_bfloat16;
 
-// The stream of this process's device: everything is ordered on it (device.cu).
-cudaStream_t stream();
-
-// Error{internal} with the call, its place and CUDA's text.
-void check_cuda(cudaError_t, const char* call, const char* file, int line);
-
 struct Shape {
   dim3 grid;
-  unsigned threads = 0;      // of a block
-  size_t shared_bytes = 0;   // dynamic, as SharedSize counts
+  unsigned threads = 0;     // of a block
+  size_t shared_bytes = 0;  // dynamic, as SharedSize counts
 };
 
 // Bytes that a sequence of SharedMemory::array() calls takes; the host's side of a kernel's layout.
@@ -103,8 +86,10 @@ void launch(const Context& context, void (*kernel)(Parameters...), const Shape& 
     KLA_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                         cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         static_cast<int>(shape.shared_bytes)));
+  // clang-format off
   kernel<<<shape.grid, shape.threads, shape.shared_bytes, stream()>>>(
       static_cast<Parameters>(args)...);
+  // clang-format on
   KLA_CUDA_CHECK(cudaGetLastError());
 }
 

@@ -3,9 +3,9 @@
 //
 // Fragments of a warp-wide mma, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4:
 //   accumulator 16x8 (f32):  c[0], c[1] = (g, 2t), (g, 2t+1);   c[2], c[3] = (g+8, 2t), (g+8, 2t+1)
-//   bf16 A 16x16: a[0] = (g, 2t..2t+1)  a[1] = (g+8, 2t..)  a[2] = (g, 2t+8..)  a[3] = (g+8, 2t+8..)
-//   bf16 B 16x8 (k x n): b[0] = (2t..2t+1, g)   b[1] = (2t+8.., g);  the lower half holds the lower k
-//   tf32 A 16x8: a[0] = (g, t)  a[1] = (g+8, t)  a[2] = (g, t+4)  a[3] = (g+8, t+4)
+//   bf16 A 16x16: a[0] = (g, 2t..2t+1)  a[1] = (g+8, 2t..)  a[2] = (g, 2t+8..)  a[3] = (g+8,
+//   2t+8..) bf16 B 16x8 (k x n): b[0] = (2t..2t+1, g)   b[1] = (2t+8.., g);  the lower half holds
+//   the lower k tf32 A 16x8: a[0] = (g, t)  a[1] = (g+8, t)  a[2] = (g, t+4)  a[3] = (g+8, t+4)
 //   tf32 B 8x8 (k x n): b[0] = (t, g)  b[1] = (t+4, g)
 #pragma once
 
@@ -30,7 +30,9 @@ __device__ inline void cp_async_16(void* shared, const void* global, bool valid)
                "l"(global), "r"(valid ? 16 : 0)
                : "memory");
 }
-__device__ inline void cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+__device__ inline void cp_async_commit() {
+  asm volatile("cp.async.commit_group;\n" ::: "memory");
+}
 // Waits until at most `kPending` of the newest groups of this thread are under way. Other threads'
 // copies are visible after the next __syncthreads().
 template <int kPending>
@@ -103,10 +105,17 @@ __device__ inline int block_index() {
   return x;
 }
 
-// 2^x, x <= 0, to 2 ulp; 0 below -126.
+// 2^x to 2 ulp; 0 below -126.
 __device__ inline float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// 1 / x to 1 ulp; 0 for infinity.
+__device__ inline float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
   return y;
 }
 

@@ -41,8 +41,9 @@ struct SequenceInputs {
 
 template <class T>
 struct Parameters {
-  Matrix<T> q_conv, k_conv, v_conv;    // [channels,4]
-  T *b_bias, *a_log, *a_bias, *theta;  // null where the mode has none
+  Matrix<T> q_conv, k_conv, v_conv;  // [channels,4]
+  T *b_bias, *a_log, *a_bias;        // null where the mode has none
+  T* theta;                          // [1] or [H]
 
   explicit Parameters(const MixerPrepParameters& w)
       : q_conv(matrix<T>(w.q_conv)),
@@ -51,9 +52,14 @@ struct Parameters {
         b_bias(pointer(w.b_bias)),
         a_log(pointer(w.a_log)),
         a_bias(pointer(w.a_bias)),
-        theta(pointer(w.theta)) {}
+        theta(pointer(w.theta)),
+        shared_theta_(w.theta.size() == 1) {}
+
+  // Of head h, or null.
+  T* theta_of(int64_t h) const { return theta ? theta + (shared_theta_ ? 0 : h) : nullptr; }
 
  private:
+  bool shared_theta_;
   static T* pointer(const View& view) { return view.empty() ? nullptr : view.as<T>(); }
 };
 
@@ -70,7 +76,7 @@ struct HeadToken {
   T *cq, *ck, *cv;  // convolutions
   T *q, *k, *v;     // after SiLU
   T *q_hat, *k_hat, *v_hat;
-  T rq, rk;            // reciprocal norms of q and k, where the maps use them
+  T rq, rk, rv;        // reciprocal norms of q, k, v, where the maps use them
   T z, eta;            // decay logit with its bias; raw step
   StepInput<T> input;  // of the rule
   StepValue<T> gain;   // beta_hat and its derivatives
@@ -93,8 +99,6 @@ void activate_backward(T* dy, const T* c, int64_t n, bool silu) {
   for (int64_t i = 0; i < n; ++i) dy[i] = silu ? silu_backward(c[i], dy[i]) : dy[i];
 }
 
-inline constexpr double kQueryEps = 1e-6;
-
 template <class T>
 void maps_forward(HeadToken<T>& x, const RuleInfo& rule, T eps) {
   switch (rule.query) {
@@ -102,7 +106,7 @@ void maps_forward(HeadToken<T>& x, const RuleInfo& rule, T eps) {
       std::copy_n(x.q, x.K, x.q_hat);
       break;
     case QueryMap::unit:
-      x.rq = unit_forward(x.q_hat, x.q, x.K, static_cast<T>(kQueryEps));
+      x.rq = unit_forward(x.q_hat, x.q, x.K, static_cast<T>(kUnitEps));
       break;
     case QueryMap::softmax:
       softmax_forward(x.q_hat, x.q, x.K);
@@ -113,10 +117,16 @@ void maps_forward(HeadToken<T>& x, const RuleInfo& rule, T eps) {
   } else {
     softmax_forward(x.k_hat, x.k, x.K);
   }
-  if (rule.value == ValueMap::raw) {
-    std::copy_n(x.v, x.V, x.v_hat);
-  } else {
-    over_key_norm_forward(x.v_hat, x.v, x.V, x.input.n, eps);
+  switch (rule.value) {
+    case ValueMap::raw:
+      std::copy_n(x.v, x.V, x.v_hat);
+      break;
+    case ValueMap::unit:
+      x.rv = unit_forward(x.v_hat, x.v, x.V, static_cast<T>(kUnitEps));
+      break;
+    case ValueMap::over_key_norm:
+      over_key_norm_forward(x.v_hat, x.v, x.V, x.input.n, eps);
+      break;
   }
 }
 
@@ -141,10 +151,16 @@ void maps_backward(T* dq, T* dk, T* dv, const T* dq_hat, const T* dk_hat, const 
   } else {
     softmax_backward(dk, dk_hat, x.k_hat, x.K);
   }
-  if (rule.value == ValueMap::raw) {
-    std::copy_n(dv_hat, x.V, dv);
-  } else {
-    dn += over_key_norm_backward(dv, dv_hat, x.v_hat, x.V, x.input.n, x.input.eps);
+  switch (rule.value) {
+    case ValueMap::raw:
+      std::copy_n(dv_hat, x.V, dv);
+      break;
+    case ValueMap::unit:
+      unit_backward(dv, dv_hat, x.v_hat, x.V, x.rv);
+      break;
+    case ValueMap::over_key_norm:
+      dn += over_key_norm_backward(dv, dv_hat, x.v_hat, x.V, x.input.n, x.input.eps);
+      break;
   }
   add_scaled(dk, 2 * dn, x.k, x.K);
 }
@@ -196,7 +212,7 @@ void head_forward(HeadToken<T>& x, const SequenceInputs<T>& in, const Parameters
              .n = dot(x.k, x.k, x.K),
              .eps = eps,
              .t = static_cast<T>(place.position),
-             .scalar = w.theta ? softplus_forward(*w.theta) : 0};
+             .scalar = w.theta ? softplus_forward(*w.theta_of(h)) : 0};
   x.gain = visit_rule(options.rule,
                       [&](auto r) { return write_gain<decltype(r)>(x.input, options.factor); });
   maps_forward(x, rule, eps);
@@ -321,7 +337,7 @@ void gates_backward(const SequenceGradients<T>& out, const Parameters<T>& dw, T 
   if (out.da.data) out.da[t][h] = dz;
   if (dw.b_bias) dw.b_bias[h] += db;
   if (dw.a_bias) dw.a_bias[h] += dz;
-  if (dw.theta) *dw.theta += softplus_backward(*w.theta, dbeta * x.gain.d_scalar);
+  if (dw.theta) *dw.theta_of(h) += softplus_backward(*w.theta_of(h), dbeta * x.gain.d_scalar);
 }
 
 template <class T>

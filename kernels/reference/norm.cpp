@@ -19,13 +19,14 @@ void rms_norm_forward(Context& context, const RmsNormForward& a) {
 template <class T>
 void rms_norm_backward(Context& context, const RmsNormBackward& a) {
   const Matrix<T> dx = matrix<T>(a.dx), dy = matrix<T>(a.dy), x = matrix<T>(a.x);
-  const Matrix<T> residual = matrix<T>(a.dresidual);
+  const Matrix<T> residual = matrix<T>(a.dresidual), dx_copy = matrix<T>(a.dx_copy);
   context.parallel(1, [&](int64_t, int) {
     const T *w = a.w.as<T>(), *rstd = a.rstd.as<T>();
     T* dw = a.dw.as<T>();
     for (int64_t m = 0; m < x.rows; ++m) {
       const T* other = residual.data ? residual[m] : nullptr;
       rms_norm_row_backward(dx[m], dw, other, dy[m], x[m], w, x.cols, rstd[m]);
+      if (dx_copy.data) std::copy_n(dx[m], x.cols, dx_copy[m]);
     }
   });
 }

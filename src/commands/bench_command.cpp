@@ -34,8 +34,6 @@ const char* name_of(Product::Form form) {
 }
 
 void print_ops(const BenchConfig& config, const StepTimings& t) {
-  double whole = 0;
-  for (double s : t.seconds) whole += s;
   std::printf("%-24s %-20s %6s %9s %7s %9s %7s %9s\n", "op", "shape", "calls", "ms/step", "% step",
               "GFLOP/s", "GB/s", "% limit");
   for (const OpTiming& op : t.ops) {
@@ -43,21 +41,22 @@ void print_ops(const BenchConfig& config, const StepTimings& t) {
     const double calls = static_cast<double>(op.calls);
     std::printf("%-24s %-20s %6lld %9.2f %7.1f %9.1f %7.1f %9.0f\n", op.op.c_str(),
                 op.cost.shape.c_str(), static_cast<long long>(op.calls), 1e3 * op.best,
-                100 * op.total / whole, 1e-9 * calls * op.cost.flops / op.best,
+                100 * op.total / t.profiled_seconds, 1e-9 * calls * op.cost.flops / op.best,
                 1e-9 * calls * op.cost.bytes / op.best, 100 * t.limit_seconds(op) / op.best);
   }
 }
 
 void print_yardsticks(const StepTimings& t) {
-  std::printf("\n%-8s %-20s %9s %12s %12s\n", "product", "m x n x k", "GFLOP", "oneDNN GF/s",
-              "panels GF/s");
+  std::printf("\n%-8s %-20s %9s %12s %12s\n", "product", "m x n x k", "GFLOP",
+              (t.library + " GF/s").c_str(), "panels GF/s");
   for (const ProductTiming& p : t.products)
     std::printf("%-8s %6lld %6lld %6lld %9.1f %12.1f %12.1f\n", name_of(p.product.form),
                 static_cast<long long>(p.product.m), static_cast<long long>(p.product.n),
-                static_cast<long long>(p.product.k), 1e-9 * p.flops, 1e-9 * p.onednn,
-                1e-9 * p.panels);
-  std::printf("all products: oneDNN %.1f, panels %.1f, the better of both %.1f GFLOP/s\n",
-              1e-9 * t.onednn_rate(), 1e-9 * t.panel_rate(), 1e-9 * t.sgemm_rate());
+                static_cast<long long>(p.product.k), 1e-9 * p.flops, 1e-9 * p.library,
+                1e-9 * p.ours);
+  std::printf("all products: %s %.1f, panels %.1f, the better of both %.1f GFLOP/s\n",
+              t.library.c_str(), 1e-9 * t.library_rate(), 1e-9 * t.our_rate(),
+              1e-9 * t.sgemm_rate());
   std::printf("copying memory: %.1f GB/s\n", 1e-9 * t.copy_rate);
 }
 
@@ -89,10 +88,14 @@ Json json_of(const OpTiming& op, const StepTimings& t) {
 }
 
 Json json_of(const ProductTiming& p) {
-  return {{"kind", "product"},          {"form", name_of(p.product.form)},
-          {"m", p.product.m},           {"n", p.product.n},
-          {"k", p.product.k},           {"flops", p.flops},
-          {"onednn_flops_s", p.onednn}, {"panels_flops_s", p.panels}};
+  return {{"kind", "product"},
+          {"form", name_of(p.product.form)},
+          {"m", p.product.m},
+          {"n", p.product.n},
+          {"k", p.product.k},
+          {"flops", p.flops},
+          {"library_flops_s", p.library},
+          {"panels_flops_s", p.ours}};
 }
 
 Json json_of(const StepTimings& t) {
@@ -114,16 +117,37 @@ Json json_of(const StepTimings& t) {
           {"memory_as_planned", t.memory_as_planned}};
 }
 
-std::string json_lines(const BenchConfig& config, const StepTimings& t,
-                       const std::vector<DecodeTiming>& decoding) {
+// Tokens a second of all rows, decoding and reading ahead.
+double decode_rate(const BenchConfig& config, const DecodeTiming& d) {
+  return static_cast<double>(config.batch) / d.seconds;
+}
+double prefill_rate(const BenchConfig& config, const DecodeTiming& d) {
+  return static_cast<double>(config.batch * d.prefilled) / d.prefill_seconds;
+}
+
+void print_decoding(const BenchConfig& config, const DecodeTiming& d) {
+  std::printf(
+      "decoding at position %lld: %.3f ms a step of %lld rows, %.0f tokens/s; prefill before it "
+      "%.0f tokens/s\n",
+      static_cast<long long>(d.position), 1e3 * d.seconds, static_cast<long long>(config.batch),
+      decode_rate(config, d), prefill_rate(config, d));
+}
+
+Json json_of(const BenchConfig& config, const DecodeTiming& d) {
+  return {{"kind", "decode"},
+          {"batch", config.batch},
+          {"position", d.position},
+          {"seconds", d.seconds},
+          {"tokens_s", decode_rate(config, d)},
+          {"prefill_tokens_s", prefill_rate(config, d)}};
+}
+
+std::string json_lines(const BenchConfig& config, const StepTimings& t) {
   std::string lines;
   for (const OpTiming& op : t.ops)
     if (wanted(config, op.op)) lines += json_of(op, t).dump() + "\n";
   for (const ProductTiming& p : t.products) lines += json_of(p).dump() + "\n";
   if (config.whole_step) lines += json_of(t).dump() + "\n";
-  for (const DecodeTiming& d : decoding)
-    lines +=
-        Json{{"kind", "decode"}, {"position", d.position}, {"seconds", d.seconds}}.dump() + "\n";
   return lines;
 }
 
@@ -131,6 +155,7 @@ std::string json_lines(const BenchConfig& config, const StepTimings& t,
 
 int bench_command(const CommandLine& command_line) {
   std::string file, json;
+  bool decode_only = false;
   std::vector<int64_t> positions;
   std::vector<std::string> overrides;
   Arguments arguments("bench", "Times a training step op by op, against this machine's limits.",
@@ -139,6 +164,7 @@ int bench_command(const CommandLine& command_line) {
   arguments.option("--json", json, "also write JSON lines to this file");
   arguments.option("--decode", positions,
                    "also time decoding after so many tokens, e.g. 128,32768");
+  arguments.flag("--decode-only", decode_only, "time decoding and prefill, not the training step");
   arguments.overrides(overrides);
   if (!arguments.parse(command_line)) return 0;
 
@@ -148,18 +174,21 @@ int bench_command(const CommandLine& command_line) {
   register_choices("ops", ops);
   const BenchConfig config = load_bench_config(file, overrides).config;
 
-  const StepTimings timings = time_training_steps(config);
-  print_ops(config, timings);
-  print_yardsticks(timings);
-  if (config.whole_step) print_step(timings);
+  std::string lines;
+  if (!decode_only) {
+    const StepTimings timings = time_training_steps(config);
+    print_ops(config, timings);
+    print_yardsticks(timings);
+    if (config.whole_step) print_step(timings);
+    lines = json_lines(config, timings);
+  }
   const std::vector<DecodeTiming> decoding =
       positions.empty() ? std::vector<DecodeTiming>() : time_decoding(config, positions);
-  for (const DecodeTiming& d : decoding)
-    std::printf("decoding at position %lld: %.2f ms a step of %lld rows, %.0f tokens/s\n",
-                static_cast<long long>(d.position), 1e3 * d.seconds,
-                static_cast<long long>(config.batch),
-                static_cast<double>(config.batch) / d.seconds);
-  if (!json.empty()) write_file_atomic(json, json_lines(config, timings, decoding));
+  for (const DecodeTiming& d : decoding) {
+    print_decoding(config, d);
+    lines += json_of(config, d).dump() + "\n";
+  }
+  if (!json.empty()) write_file_atomic(json, lines);
   return 0;
 }
 

@@ -16,5 +16,6 @@ int data_command(const CommandLine&);
 int config_command(const CommandLine&);
 int report_command(const CommandLine&);
 int bench_command(const CommandLine&);
+int doctor_command(const CommandLine&);
 
 }  // namespace kla

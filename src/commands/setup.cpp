@@ -15,6 +15,9 @@ void register_model_choices() {
   }
   register_choices("model.step_size.rule", rules);
   register_choices("model.mixer", {{"gated_delta", {}}});
+  std::vector<Choice> backends = {{"auto", {}}, {"cpu", {}}, {"cuda", {}}};
+  if (available(Device::simt)) backends.push_back({"simt", {}});  // developer builds
+  register_choices("device.backend", backends);
 }
 
 LoadedConfig load_run_config(const std::string& run, const std::vector<std::string>& overrides) {
@@ -72,7 +75,10 @@ LoadedModel::LoadedModel(const Config& config, const std::string& checkpoint,
       },
       plan);
   state = CheckpointStore::load_state(*found);
-  CheckpointStore::load_model(*found, named_views(model.parameters(), weights.master));
+  HostMirror master(runtime.context, weights.master);
+  CheckpointStore::load_model(*found, named_views(model.parameters(), master.host()));
+  master.push();
+  refresh_compute_copy(runtime.context, weights);
 }
 
 OpenData open_data(const LoadedConfig& loaded) {

@@ -5,9 +5,9 @@
 #include <cmath>
 #include <map>
 
+#include "core/device.h"
 #include "core/error.h"
 #include "core/philox.h"
-#include "kernels/cpu/yardstick.h"
 #include "model/language_model.h"
 #include "model/runtime.h"
 
@@ -27,9 +27,11 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-// Adds up the time of every op called, by op and shape.
+// Adds up the time of every op called, by op and shape; each is waited for.
 class StepProfile final : public OpObserver {
  public:
+  explicit StepProfile(DeviceServices& services) : services_(services) {}
+
   void begin(const OpBase& op, const void* args) override {
     OpCost cost = cost_of(op, args);
     const auto [place, fresh] =
@@ -42,7 +44,10 @@ class StepProfile final : public OpObserver {
     ++step_[current_].calls;
     start_ = Clock::now();
   }
-  void end() override { step_[current_].seconds += seconds_since(start_); }
+  void end() override {
+    services_.synchronize();
+    step_[current_].seconds += seconds_since(start_);
+  }
 
   void finish_step(bool timed) {
     for (size_t i = 0; i < ops_.size(); ++i) {
@@ -62,6 +67,7 @@ class StepProfile final : public OpObserver {
     int64_t calls = 0;
     double seconds = 0;
   };
+  DeviceServices& services_;
   std::map<std::string, size_t> index_;
   std::vector<OpTiming> ops_;
   std::vector<Step> step_;
@@ -74,7 +80,7 @@ class BenchModel {
  public:
   explicit BenchModel(const BenchConfig& config)
       : config_(config),
-        runtime_(Device::cpu, static_cast<int>(config.threads)),
+        runtime_(config.device),
         model_(config.model),
         segments_(model_.parameters().segments(true)) {}
 
@@ -84,7 +90,7 @@ class BenchModel {
 
   void set_up_training() {
     runtime_.set_up([&] { allocate_training(); }, [&] { train_step(1); });
-    initialize(model_.parameters(), weights_.master, 1);
+    initialize(context(), weights_, 1);
     zero_fill(context(), m_);
     zero_fill(context(), v_);
     draw_tokens();
@@ -100,7 +106,7 @@ class BenchModel {
     ops::adamw(ctx, {.w = weights_.master,
                      .m = m_,
                      .v = v_,
-                     .copy = {},
+                     .copy = weights_.second_copy(),
                      .g = gradients_,
                      .norm = norm_,
                      .segments = segments_.data(),
@@ -116,7 +122,7 @@ class BenchModel {
                       prefill(config_.seq_len);
                       decode();
                     });
-    initialize(model_.parameters(), weights_.master, 1);
+    initialize(context(), weights_, 1);
     LanguageModel::clear(context(), state_);
     draw_tokens();
   }
@@ -156,11 +162,13 @@ class BenchModel {
   void draw_tokens() {
     const RandomStream random(1, "bench tokens");
     const double N = static_cast<double>(model_.vocab_size());
-    for (int64_t i = 0; i < tokens(); ++i) {
-      const auto index = static_cast<uint64_t>(i);
-      tokens_.as<int32_t>()[i] = static_cast<int32_t>(random.uniform(2 * index, 0, N));
-      targets_.as<int32_t>()[i] = static_cast<int32_t>(random.uniform(2 * index + 1, 0, N));
+    std::vector<int32_t> inputs, targets;
+    for (uint64_t i = 0; i < static_cast<uint64_t>(tokens()); ++i) {
+      inputs.push_back(static_cast<int32_t>(random.uniform(2 * i, 0, N)));
+      targets.push_back(static_cast<int32_t>(random.uniform(2 * i + 1, 0, N)));
     }
+    upload(context(), tokens_, inputs.data());
+    upload(context(), targets_, targets.data());
   }
 
   BenchConfig config_;
@@ -172,20 +180,12 @@ class BenchModel {
   RecurrentState state_;
 };
 
-// A product as it is timed: fewer tokens if an operand would take more than 256 MB.
-Product affordable(Product p) {
-  constexpr int64_t kMostFloats = 1 << 26;
-  int64_t& tokens = p.form == Product::Form::weight ? p.k : p.m;
-  while (tokens > 1 && std::max({p.m * p.k, p.k * p.n, p.m * p.n}) > kMostFloats) tokens /= 2;
-  return p;
-}
-
 // The products of a step, each shape once.
-std::vector<ProductTiming> products_of(const std::vector<OpTiming>& ops) {
+std::vector<ProductTiming> products_of(const std::vector<OpTiming>& ops, Device device) {
   std::map<Product, double> flops;
   for (const OpTiming& op : ops)
     for (const Product& p : op.cost.products)
-      flops[affordable(p)] += p.flops() * static_cast<double>(op.calls);
+      flops[affordable(p, device)] += p.flops() * static_cast<double>(op.calls);
   std::vector<ProductTiming> products;
   for (const auto& [product, total] : flops) products.push_back({product, total, 0, 0});
   return products;
@@ -195,21 +195,6 @@ std::vector<Product> shapes_of(const std::vector<ProductTiming>& timings) {
   std::vector<Product> shapes;
   for (const ProductTiming& t : timings) shapes.push_back(t.product);
   return shapes;
-}
-
-void time_products(Context& ctx, const cpu::Yardstick& yardstick,
-                   std::vector<ProductTiming>& products) {
-  for (ProductTiming& t : products) {
-    const double flops = t.product.flops();
-    // Twice each: the second call finds its operands as warm as the other side's.
-    double panels = HUGE_VAL, onednn = HUGE_VAL;
-    for (int turn = 0; turn < 2; ++turn)
-      panels = std::min(panels, cpu::time_panels(ctx, yardstick, t.product));
-    for (int turn = 0; turn < 2; ++turn)
-      onednn = std::min(onednn, cpu::time_sgemm(yardstick, t.product, ctx.pool->threads()));
-    t.panels = std::max(t.panels, flops / panels);
-    t.onednn = std::max(t.onednn, flops / onednn);
-  }
 }
 
 // FLOP/s of all products of a step at rates given one by one.
@@ -239,22 +224,20 @@ double StepTimings::product_flops() const {
 }
 
 double StepTimings::sgemm_rate() const {
-  return overall_rate(products,
-                      [](const ProductTiming& t) { return std::max(t.onednn, t.panels); });
+  return overall_rate(products, [](const ProductTiming& t) { return t.best(); });
 }
-double StepTimings::onednn_rate() const {
-  return overall_rate(products, [](const ProductTiming& t) { return t.onednn; });
+double StepTimings::library_rate() const {
+  return overall_rate(products, [](const ProductTiming& t) { return t.library; });
 }
-double StepTimings::panel_rate() const {
-  return overall_rate(products, [](const ProductTiming& t) { return t.panels; });
+double StepTimings::our_rate() const {
+  return overall_rate(products, [](const ProductTiming& t) { return t.ours; });
 }
 
 double StepTimings::share(OpKind kind) const {
-  double sum = 0, whole = 0;
+  double sum = 0;
   for (const OpTiming& op : ops)
     if (op.cost.kind == kind) sum += op.total;
-  for (double s : seconds) whole += s;
-  return sum / whole;
+  return sum / profiled_seconds;
 }
 
 double StepTimings::limit_seconds(const OpTiming& op) const {
@@ -266,24 +249,35 @@ StepTimings time_training_steps(const BenchConfig& config) {
   BenchModel bench(config);
   bench.set_up_training();
   Context& ctx = bench.context();
-  StepProfile profile;
-  ctx.observer = &profile;
-  bench.train_step(1);  // not timed: it touches all memory for the first time
+  DeviceServices& services = services_of(ctx.device);
+  StepProfile profile(services);
+  const auto timed_step = [&](OpObserver* observer, int64_t t) {
+    ctx.observer = observer;
+    services.synchronize();
+    const auto start = Clock::now();
+    bench.train_step(t);
+    services.synchronize();
+    ctx.observer = nullptr;
+    return seconds_since(start);
+  };
+  timed_step(&profile, 1);  // not counted: it touches all memory for the first time
   profile.finish_step(false);
 
   StepTimings result;
   result.threads = ctx.pool->threads();
   result.tokens = bench.tokens();
-  result.products = products_of(profile.ops());
-  const cpu::Yardstick yardstick(ctx, shapes_of(result.products));
-  time_products(ctx, yardstick, result.products);
+  result.products = products_of(profile.ops(), ctx.device);
+  const auto yardstick = make_yardstick(ctx, shapes_of(result.products));
+  result.library = yardstick->library();
+  for (ProductTiming& t : result.products) yardstick->time(t);
   for (int64_t i = 0; i < config.repeats; ++i) {
-    const auto start = Clock::now();
-    bench.train_step(i + 2);
-    result.seconds.push_back(seconds_since(start));
+    const double profiled = timed_step(&profile, 2 * i + 2);
     profile.finish_step(true);
-    time_products(ctx, yardstick, result.products);
-    result.copy_rate = std::max(result.copy_rate, cpu::copy_rate(ctx, yardstick));
+    result.profiled_seconds += profiled;
+    // Waiting for each op costs nothing where ops run on the calling thread.
+    result.seconds.push_back(services.host_memory() ? profiled : timed_step(nullptr, 2 * i + 3));
+    for (ProductTiming& t : result.products) yardstick->time(t);
+    result.copy_rate = std::max(result.copy_rate, yardstick->copy_rate());
   }
   result.ops = profile.ops();
   result.memory_bytes = bench.memory().total();
@@ -295,23 +289,34 @@ std::vector<DecodeTiming> time_decoding(const BenchConfig& config, std::vector<i
   std::sort(positions.begin(), positions.end());
   BenchModel bench(config);
   bench.set_up_decoding();
+  DeviceServices& services = services_of(bench.context().device);
   std::vector<DecodeTiming> timings;
   int64_t position = 0;
   for (int64_t wanted : positions) {
+    services.synchronize();
+    const auto prefill_start = Clock::now();
+    const int64_t prefill_first = position;
     while (position < wanted) {
       const int64_t length = std::min(config.seq_len, wanted - position);
       bench.prefill(length);
       position += length;
     }
-    bench.decode();  // not timed
+    services.synchronize();
+    const double prefill_seconds = seconds_since(prefill_start);
+    const int64_t prefilled = position - prefill_first;
+    // Not timed. The recording is made anew: it repeats what the last prefill left in place.
+    const auto step = services.record([&bench] { bench.decode(); });
+    step->replay();
+    services.synchronize();
     std::vector<double> seconds;
     for (int64_t i = 0; i < kDecodeSteps * config.repeats; ++i) {
       const auto start = Clock::now();
-      bench.decode();
+      step->replay();
+      services.synchronize();
       seconds.push_back(seconds_since(start));
     }
-    timings.push_back({position, median(seconds)});
-    position += 1 + kDecodeSteps * config.repeats;
+    timings.push_back({position, median(seconds), prefilled, prefill_seconds});
+    position += 2 + kDecodeSteps * config.repeats;
   }
   return timings;
 }

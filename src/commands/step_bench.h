@@ -1,12 +1,13 @@
 // Times whole training steps of a model on made-up tokens, op by op, beside the yardsticks of the
-// machine: the sgemm rate on the step's own products, and the rate of copying memory. Everything is
-// taken in turns, so that other work on the machine slows both sides alike.
+// device: the rate of the library on the step's own products, and the rate of copying memory.
+// Everything is taken in turns, so that other work on the machine slows both sides alike.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "commands/yardstick.h"
 #include "config/bench_config.h"
 #include "kernels/op_cost.h"
 
@@ -21,17 +22,12 @@ struct OpTiming {
   double total = 0;   // seconds, all steps
 };
 
-struct ProductTiming {
-  Product product;    // as timed; fewer tokens than in the step if it would not fit
-  double flops = 0;   // of a step
-  double onednn = 0;  // FLOP/s of one call with oneDNN's threads, best
-  double panels = 0;  // FLOP/s of our panels, best
-};
-
 struct StepTimings {
   int threads = 0;
   int64_t tokens = 0;           // a step
   std::vector<double> seconds;  // of each step
+  double profiled_seconds = 0;  // of the steps whose ops were timed one by one, together
+  std::string library;          // whose products the yardstick times
   std::vector<OpTiming> ops;    // in the order of their first call
   std::vector<ProductTiming> products;
   double copy_rate = 0;  // bytes/s
@@ -42,8 +38,8 @@ struct StepTimings {
   double median_seconds() const;
   double product_flops() const;  // of a step
   double sgemm_rate() const;     // FLOP/s: each product at the better of its two rates
-  double onednn_rate() const;    // each product by one oneDNN call
-  double panel_rate() const;     // each product by our panels
+  double library_rate() const;   // each product by one call of the library
+  double our_rate() const;       // each product by our panels; 0 where there are none
   double share(OpKind) const;    // of the time of all steps
   double limit_seconds(const OpTiming&) const;  // a step at the yardsticks' rates
 };
@@ -53,7 +49,9 @@ StepTimings time_training_steps(const BenchConfig&);
 // One-token steps of recurrent decoding with `batch` rows, after a context of `position` tokens.
 struct DecodeTiming {
   int64_t position = 0;
-  double seconds = 0;  // a step, median
+  double seconds = 0;          // a step, median
+  int64_t prefilled = 0;       // tokens a row read in one go since the position before
+  double prefill_seconds = 0;  // for these
 };
 std::vector<DecodeTiming> time_decoding(const BenchConfig&, std::vector<int64_t> positions);
 

@@ -66,6 +66,7 @@ void restore(Trainer& trainer, const Checkpoint& checkpoint, const TrainState& e
   require(state.data_identity == expected.data_identity, "training set");
   CheckpointStore::load_model(checkpoint, trainer.model_tensors());
   CheckpointStore::load_optimizer(checkpoint, trainer.optimizer_tensors());
+  trainer.push_tensors();
   trainer.state() = state;
 }
 
@@ -111,6 +112,7 @@ int train_in(const LoadedConfig& loaded, const CommandLine& command_line, RunDir
     std::string name;
     try {
       metrics.sync();  // rows the checkpoint stands for must not be lost behind it
+      trainer.pull_tensors();
       name = store.save(trainer.model_tensors(), trainer.optimizer_tensors(), state,
                         config.checkpoint);
     } catch (const Error& e) {

@@ -15,7 +15,7 @@ struct BenchConfig {
   int64_t batch = 1;             // B, samples
   int64_t seq_len = 1024;        // T, tokens a sample
   int64_t repeats = 5;           // timed runs of each entry, after one that is not timed
-  int64_t threads = 0;           // 0: one a core
+  DeviceConfig device;
   std::vector<std::string> ops;  // ops to time, by the names of kernels/ops.h; empty: all
   bool whole_step = true;        // also time forward, backward and update of the whole model
 };

@@ -24,7 +24,7 @@ struct StepSizeConfig {
   std::string seq_factor = "none";  // none | inv_t | inv_sqrt_t | inv_log_t, multiplies beta
   std::string gate = "dual";        // dual: own decay gate | single: g = ln(1 - eta)
   double eps = 1e-6;                // added to the squared key norm
-  double learned_scalar_init = 1;   // softplus(theta) at the start, rule learned_scalar
+  double learned_scalar_init = 1;   // lambda = softplus(theta) at the start, rules that learn one
 };
 
 struct ModelConfig {
@@ -98,7 +98,8 @@ struct LogConfig {
 };
 
 struct DeviceConfig {
-  std::string backend = "auto";  // auto | cpu
+  std::string backend = "auto";  // auto: a GPU if there is one | cpu | cuda | simt
+  std::string dtype = "auto";    // of activations and matrix products: bf16 (auto on GPUs) | f32
   int64_t threads = 0;           // 0: one a core; the results do not depend on it
 };
 

@@ -63,7 +63,8 @@ static void describe(Schema& s, StepSizeConfig& c) {
         {.choices = {"dual", "single"}});
   s.add("eps", &c.eps, "added to the squared key norm", {.min = 0, .above_min = true});
   s.add("learned_scalar_init", &c.learned_scalar_init,
-        "softplus(theta) at the start, rule learned_scalar", {.min = 0, .above_min = true});
+        "lambda = softplus(theta) at the start, rules that learn a scalar",
+        {.min = 0, .above_min = true});
 }
 
 static void describe(Schema& s, ModelConfig& c) {
@@ -170,7 +171,11 @@ static void describe(Schema& s, LogConfig& c) {
 }
 
 static void describe(Schema& s, DeviceConfig& c) {
-  s.add("backend", &c.backend, "where to compute", {.choices = {"auto", "cpu"}});
+  s.add("backend", &c.backend, "where to compute; auto: a GPU if there is one, or the cpu",
+        {.choices = {"auto", "cpu", "cuda"}});
+  s.add("dtype", &c.dtype,
+        "number type of activations and matrix products; auto: bf16 on a GPU, f32 elsewhere",
+        {.choices = {"auto", "bf16", "f32"}});
   s.add("threads", &c.threads, "CPU threads; 0: one a core. The results do not depend on it",
         {.min = 0, .max = 4096, .safe = true});
 }
@@ -249,7 +254,7 @@ Schema schema_of(BenchConfig& c) {
         {.unit = "tokens", .min = 1, .max = kMaxSize});
   s.add("repeats", &c.repeats, "timed runs of each entry, after one that is not timed",
         {.min = 1, .max = 1e6});
-  s.add("threads", &c.threads, "CPU threads; 0: one a core", {.min = 0, .max = 4096});
+  s.section("device", "where to compute", c.device);
   s.add("ops", &c.ops, "ops to time (kernels/ops.h); empty: all", {.words = Words::identifier});
   s.add("whole_step", &c.whole_step, "also time forward, backward and update of the whole model");
   return s;

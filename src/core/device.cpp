@@ -31,6 +31,9 @@ class HostServices final : public DeviceServices {
   void download(void* host, const void* device, int64_t bytes) override {
     std::memcpy(host, device, static_cast<size_t>(bytes));
   }
+  void copy(void* to, const void* from, int64_t bytes) override {
+    std::memcpy(to, from, static_cast<size_t>(bytes));
+  }
   void fill(void* device, uint8_t byte, int64_t bytes) override {
     std::memset(device, byte, static_cast<size_t>(bytes));
   }
@@ -42,12 +45,36 @@ DeviceServices& host_services() {
   return services;
 }
 
+class Repetition final : public Recording {
+ public:
+  explicit Repetition(std::function<void()> work) : work_(std::move(work)) {}
+  void replay() override { work_(); }
+
+ private:
+  std::function<void()> work_;
+};
+
+int device_index = 0;
+
 std::array<MakeServices, kDevices>& registry() {
   static std::array<MakeServices, kDevices> makers{host_services, host_services, nullptr, nullptr};
   return makers;
 }
 
 }  // namespace
+
+std::unique_ptr<Recording> DeviceServices::record(std::function<void()> work) {
+  work();
+  return std::make_unique<Repetition>(std::move(work));
+}
+
+void use_device(int index) {
+  device_index = index;
+}
+
+int device_in_use() {
+  return device_index;
+}
 
 DeviceServices& services_of(Device device) {
   const MakeServices make = registry()[static_cast<size_t>(device)];

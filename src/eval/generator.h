@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
+#include "core/device.h"
 #include "core/philox.h"
 #include "model/language_model.h"
 
@@ -30,13 +32,15 @@ class Generator {
   // As Scorer: buffers and state from `arena`, forward passes in context.scratch; plan() for a dry
   // run.
   Generator(Context& context, Arena& arena, LanguageModel& model, const Weights& weights);
+  Generator(const Generator&) = delete;
+  Generator& operator=(const Generator&) = delete;
   void plan();
 
   void restart();  // back to the empty state
   void read(
       const std::vector<int32_t>& tokens);  // prefill; at least one token in all before next()
   int32_t next(const Sampling& sampling);   // samples a token and reads it
-  const float* logits() const { return logits_.as<float>(); }  // [N] after the last token read
+  const float* logits() const { return host_logits_.data(); }  // [N] after the last token read
   int64_t position() const { return position_; }               // tokens read
 
  private:
@@ -48,6 +52,8 @@ class Generator {
   RecurrentState state_;
   View tokens_;  // [kPrefill] i32
   View logits_;  // [1,N] acc
+  std::vector<float> host_logits_;
+  std::unique_ptr<Recording> one_token_;  // the forward pass of one token: one launch on a GPU
   int64_t position_ = 0;
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/device.h"
 #include "core/error.h"
 
 namespace kla {
@@ -39,20 +40,21 @@ std::vector<std::vector<float>> Scorer::score(const std::vector<Window>& windows
     // target.
     const int64_t T = std::clamp<int64_t>(longest - first, 2, S_);
     load(windows, first, T, resets);
-    const Sequence seq{B_, T, resets ? View(reset_.data, DType::u8, {B_, T}) : View()};
-    const View losses_now(losses_.data, losses_.dtype, {B_ * T});
-    model_.loss_from(
-        context_, weights_,
-        {seq, View(tokens_.data, DType::i32, {B_ * T}), View(targets_.data, DType::i32, {B_ * T})},
-        state_, losses_now);
+    const View tokens_now(tokens_.data, DType::i32, {B_ * T}),
+        targets_now(targets_.data, DType::i32, {B_ * T}),
+        reset_now(reset_.data, DType::u8, {B_, T}),
+        losses_now(losses_.data, losses_.dtype, {B_ * T});
+    upload(context_, tokens_now, host_.tokens.data());
+    upload(context_, targets_now, host_.targets.data());
+    if (resets) upload(context_, reset_now, host_.reset.data());
+    const Sequence seq{B_, T, resets ? reset_now : View()};
+    model_.loss_from(context_, weights_, {seq, tokens_now, targets_now}, state_, losses_now);
+    const std::vector<double> all = downloaded_as_double(context_, losses_now);
     for (size_t w = 0; w < windows.size(); ++w) {
       const int64_t count = std::min(T, windows[w].targets() - first);
-      for (int64_t t = 0; t < count; ++t) {
-        const int64_t m = static_cast<int64_t>(w) * T + t;
+      for (int64_t t = 0; t < count; ++t)
         losses[w][static_cast<size_t>(first + t)] =
-            losses_.dtype == DType::f64 ? static_cast<float>(losses_now.as<double>()[m])
-                                        : losses_now.as<float>()[m];
-      }
+            static_cast<float>(all[w * static_cast<size_t>(T) + static_cast<size_t>(t)]);
     }
   }
   return losses;
@@ -60,20 +62,17 @@ std::vector<std::vector<float>> Scorer::score(const std::vector<Window>& windows
 
 // The next T inputs and targets of every row.
 void Scorer::load(const std::vector<Window>& windows, int64_t first, int64_t T, bool resets) {
-  int32_t* tokens = tokens_.as<int32_t>();
-  int32_t* targets = targets_.as<int32_t>();
-  uint8_t* reset = reset_.as<uint8_t>();
-  std::fill_n(tokens, B_ * T, 0);
-  std::fill_n(targets, B_ * T, -1);
-  if (resets) std::fill_n(reset, B_ * T, uint8_t{0});
+  host_.tokens.assign(static_cast<size_t>(B_ * T), 0);
+  host_.targets.assign(static_cast<size_t>(B_ * T), -1);
+  if (resets) host_.reset.assign(static_cast<size_t>(B_ * T), 0);
   for (size_t w = 0; w < windows.size(); ++w) {
     const int64_t count = std::min(T, windows[w].targets() - first);
     for (int64_t t = 0; t < count; ++t) {
-      const int64_t m = static_cast<int64_t>(w) * T + t;
+      const auto m = w * static_cast<size_t>(T) + static_cast<size_t>(t);
       const auto i = static_cast<size_t>(first + t);
-      tokens[m] = windows[w].tokens[i];
-      targets[m] = windows[w].tokens[i + 1];
-      if (!windows[w].reset.empty()) reset[m] = windows[w].reset[i];
+      host_.tokens[m] = windows[w].tokens[i];
+      host_.targets[m] = windows[w].tokens[i + 1];
+      if (!windows[w].reset.empty()) host_.reset[m] = windows[w].reset[i];
     }
   }
 }

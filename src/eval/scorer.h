@@ -45,6 +45,10 @@ class Scorer {
   View tokens_, targets_;  // [B*S] i32
   View reset_;             // [B,S] u8
   View losses_;            // [B*S] acc
+  struct Staged {          // the same on the host
+    std::vector<int32_t> tokens, targets;
+    std::vector<uint8_t> reset;
+  } host_;
 };
 
 }  // namespace kla

@@ -52,11 +52,18 @@ void Block::run(Context& ctx, Arena& keep, Arena& keep_mixer, const Weights& w, 
         ctx, {.y = y, .x = saved_.hidden, .w = w.matrix(down_proj_), .residual = saved_.middle});
 }
 
-void Block::backward(Context& ctx, const Weights& w, View gradients, const Sequence& seq, View dx) {
+ResidualGradient ResidualGradient::allocate(const Context& ctx, Arena& arena, int64_t M,
+                                            int64_t D) {
+  const View acc = arena.allocate(ctx.accumulate, {M, D});
+  return {acc, ctx.compute == ctx.accumulate ? acc : arena.allocate(ctx.compute, {M, D})};
+}
+
+void Block::backward(Context& ctx, const Weights& w, View gradients, const Sequence& seq,
+                     const ResidualGradient& dx) {
   const ParameterTable& table = *w.table;
   Arena& scratch = *ctx.scratch;
   ArenaScope scope(scratch);
-  const int64_t M = dx.rows();
+  const int64_t M = dx.acc.rows();
   if (recompute_ == Recompute::block) run(ctx, scratch, scratch, w, seq, View());
 
   View dnormed = scratch.allocate(ctx.compute, {M, D_});
@@ -65,8 +72,8 @@ void Block::backward(Context& ctx, const Weights& w, View gradients, const Seque
     View dhidden = scratch.allocate(ctx.compute, {M, F_});
     View dgate_up = scratch.allocate(ctx.compute, {M, 2 * F_});
     ops::matmul_backward_weight(
-        ctx, {.dw = table.view(gradients, down_proj_), .dy = dx, .x = saved_.hidden});
-    ops::matmul_backward_input(ctx, {.dx = dhidden, .dy = dx, .w = w.matrix(down_proj_)});
+        ctx, {.dw = table.view(gradients, down_proj_), .dy = dx.copy, .x = saved_.hidden});
+    ops::matmul_backward_input(ctx, {.dx = dhidden, .dy = dx.copy, .w = w.matrix(down_proj_)});
     ops::swiglu_backward(ctx, {.dgate = dgate_up.columns(0, F_),
                                .dup = dgate_up.columns(F_, F_),
                                .dy = dhidden,
@@ -78,9 +85,10 @@ void Block::backward(Context& ctx, const Weights& w, View gradients, const Seque
     ops::matmul_backward_input(
         ctx, {.dx = dnormed, .dy = dgate_up, .w = w.matrices(gate_proj_, up_proj_)});
   }
-  ops::rms_norm_backward(ctx, {.dx = dx,
+  ops::rms_norm_backward(ctx, {.dx = dx.acc,
+                               .dx_copy = dx.second_output(),
                                .dw = table.view(gradients, norm2_),
-                               .dresidual = dx,
+                               .dresidual = dx.acc,
                                .dy = dnormed,
                                .x = saved_.middle,
                                .w = w.small(norm2_),
@@ -88,10 +96,11 @@ void Block::backward(Context& ctx, const Weights& w, View gradients, const Seque
 
   if (recompute_ == Recompute::mixer)
     mixer_->forward(ctx, scratch, w, seq, saved_.normed1, input_, View());
-  mixer_->backward(ctx, w, gradients, seq, saved_.normed1, dx, dnormed);
-  ops::rms_norm_backward(ctx, {.dx = dx,
+  mixer_->backward(ctx, w, gradients, seq, saved_.normed1, dx.copy, dnormed);
+  ops::rms_norm_backward(ctx, {.dx = dx.acc,
+                               .dx_copy = dx.second_output(),
                                .dw = table.view(gradients, norm1_),
-                               .dresidual = dx,
+                               .dresidual = dx.acc,
                                .dy = dnormed,
                                .x = input_,
                                .w = w.small(norm1_),

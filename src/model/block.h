@@ -13,6 +13,16 @@ namespace kla {
 enum class Recompute { none, mixer, block };
 Recompute parse_recompute(const std::string& name);
 
+// The gradient of the residual stream, and the copy of it that matrix products read; one buffer
+// where both types are the same.
+struct ResidualGradient {
+  View acc;   // [M,D] acc
+  View copy;  // [M,D] compute
+
+  static ResidualGradient allocate(const Context&, Arena&, int64_t M, int64_t D);
+  View second_output() const { return copy.dtype == acc.dtype ? View() : copy; }
+};
+
 class Block {
  public:
   Block(const ModelConfig&, ParameterTable&, const std::string& prefix, Recompute);
@@ -20,8 +30,9 @@ class Block {
   // y = block(x); x and y [M,D] acc, two buffers. `keep` holds what backward needs.
   void forward(Context&, Arena& keep, const Weights&, const Sequence&, View x, View y);
 
-  // Backward of the last forward. dx [M,D] acc: on entry the gradient of y, on return that of x.
-  void backward(Context&, const Weights&, View gradients, const Sequence&, View dx);
+  // Backward of the last forward. On entry dx is the gradient of y, on return that of x.
+  void backward(Context&, const Weights&, View gradients, const Sequence&,
+                const ResidualGradient& dx);
 
   // x <- block(x), continued from `state`.
   void forward_from(Context&, const Weights&, const Sequence&, View x, LayerState& state);

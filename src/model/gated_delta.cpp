@@ -64,8 +64,8 @@ GatedDelta::GatedDelta(const ModelConfig& c, ParameterTable& table, const std::s
   } else {
     p_.a_bias = small("a_proj.bias", {H_}, zero, dual);
   }
-  if (rule.uses_scalar)
-    p_.theta = small("learned_norm_logit", {1},
+  if (rule.scalar != LearnedScalar::none)
+    p_.theta = small("learned_norm_logit", {rule.scalar == LearnedScalar::per_head ? H_ : 1},
                      {Kind::constant, std::log(std::expm1(c.step_size.learned_scalar_init))});
   p_.q_conv = small("q_conv1d.weight", {H_ * K_, 1, kConvWidth}, conv);
   p_.k_conv = small("k_conv1d.weight", {H_ * K_, 1, kConvWidth}, conv);

@@ -34,7 +34,7 @@ void LanguageModel::forward_backward(Context& ctx, Arena& activations, const Wei
   View normed = activations.allocate(ctx.compute, {M, D_});
   View rstd = activations.allocate(ctx.accumulate, {M});
   View dnormed = activations.allocate(ctx.compute, {M, D_});
-  View dx = activations.allocate(ctx.accumulate, {M, D_});
+  const ResidualGradient dx = ResidualGradient::allocate(ctx, activations, M, D_);
   ops::rms_norm_forward(
       ctx, {.y = normed, .rstd = rstd, .x = x, .w = w.small(final_norm_), .eps = norm_eps_});
   ops::lm_head_loss(ctx, {.losses = losses,
@@ -44,7 +44,8 @@ void LanguageModel::forward_backward(Context& ctx, Arena& activations, const Wei
                           .w = w.matrix(embedding_),
                           .targets = batch.targets,
                           .grad_scale = grad_scale});
-  ops::rms_norm_backward(ctx, {.dx = dx,
+  ops::rms_norm_backward(ctx, {.dx = dx.acc,
+                               .dx_copy = dx.second_output(),
                                .dw = table_.view(gradients, final_norm_),
                                .dresidual = {},
                                .dy = dnormed,
@@ -55,7 +56,7 @@ void LanguageModel::forward_backward(Context& ctx, Arena& activations, const Wei
   for (auto block = blocks_.rbegin(); block != blocks_.rend(); ++block)
     block->backward(ctx, w, gradients, seq, dx);
   ops::embedding_backward(
-      ctx, {.dtable = table_.view(gradients, embedding_), .dx = dx, .tokens = batch.tokens});
+      ctx, {.dtable = table_.view(gradients, embedding_), .dx = dx.acc, .tokens = batch.tokens});
 }
 
 void LanguageModel::loss_from(Context& ctx, const Weights& w, const Batch& batch,

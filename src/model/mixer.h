@@ -34,8 +34,8 @@ class Mixer {
   virtual void forward(Context&, Arena& keep, const Weights&, const Sequence&, View x,
                        View residual, View y) = 0;
 
-  // Backward of the last forward. dy [M,D] acc; dx [M,D] compute, overwritten; parameter gradients
-  // are added to `gradients` [flat_size] acc.
+  // Backward of the last forward. dy [M,D] compute; dx [M,D] compute, overwritten; parameter
+  // gradients are added to `gradients` [flat_size] acc.
   virtual void backward(Context&, const Weights&, View gradients, const Sequence&, View x, View dy,
                         View dx) = 0;
 

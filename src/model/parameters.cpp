@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/bf16.h"
+#include "core/device.h"
 #include "core/error.h"
 #include "core/philox.h"
 
@@ -109,6 +111,21 @@ void initialize(const ParameterTable& table, View flat, uint64_t seed) {
   } else {
     fill(table, flat.as<float>(), seed);
   }
+}
+
+void initialize(const Context& context, const Weights& weights, uint64_t seed) {
+  HostMirror mirror(context, weights.master);
+  initialize(*weights.table, mirror.host(), seed);
+  mirror.push();
+  refresh_compute_copy(context, weights);
+}
+
+void refresh_compute_copy(const Context& context, const Weights& weights) {
+  if (weights.compute.data == weights.master.data) return;
+  KLA_CHECK(weights.compute.dtype == DType::bf16, weights.compute.describe());
+  const std::vector<float> master = downloaded<float>(context, weights.master);
+  const std::vector<bf16> copy(master.begin(), master.end());
+  upload(context, weights.compute, copy.data());
 }
 
 }  // namespace kla

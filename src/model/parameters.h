@@ -58,9 +58,6 @@ class ParameterTable {
   int64_t size_ = 0;
 };
 
-// Fills `flat` (f32 or f64) from the initialisers; gaps become zero.
-void initialize(const ParameterTable& table, View flat, uint64_t seed);
-
 // The weights as ops read them: small tensors from the master copy, matrices in the compute type.
 // On devices where both types are the same, both are the same buffer.
 struct Weights {
@@ -70,7 +67,15 @@ struct Weights {
 
   View matrix(int index) const { return table->view(compute, index); }
   View matrices(int first, int last) const { return table->fused(compute, first, last); }
+  View second_copy() const { return compute.data == master.data ? View() : compute; }
   View small(int index) const { return index < 0 ? View() : table->view(master, index); }
 };
+
+// Fills `flat` (f32 or f64, in host memory) from the initialisers; gaps become zero.
+void initialize(const ParameterTable& table, View flat, uint64_t seed);
+// The same for weights on any device, with their compute copy.
+void initialize(const Context&, const Weights&, uint64_t seed);
+// Makes the compute copy what the master copy says, where they are two buffers.
+void refresh_compute_copy(const Context&, const Weights&);
 
 }  // namespace kla

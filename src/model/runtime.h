@@ -2,15 +2,20 @@
 #pragma once
 
 #include "config/config.h"
-#include "core/context.h"
+#include "core/device.h"
 #include "core/memory.h"
 #include "model/parameters.h"
 
 namespace kla {
 
+// What `device.backend` and `device.dtype` come to on this machine.
+Device choose_device(const DeviceConfig&);
+DType choose_compute_type(const DeviceConfig&, Device);
+
 struct Runtime {
-  explicit Runtime(const DeviceConfig&);  // Error{usage} for a device this build does not have
-  explicit Runtime(Device, int threads);
+  // Error{usage} for a device or number type that this build or machine does not have.
+  explicit Runtime(const DeviceConfig&);
+  explicit Runtime(Device, int threads, DType compute = DType::f32);
 
   ThreadPool pool;
   ArenaSet memory;
@@ -25,7 +30,7 @@ struct Runtime {
     allocate();
     plan();
     if (only_plan) return;
-    memory.materialize();
+    memory.materialize(&services_of(context.device));
     context.scratch = &memory["scratch"];
     context.dry_run = false;
     allocate();

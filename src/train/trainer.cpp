@@ -34,7 +34,7 @@ Trainer::Trainer(const Config& config, const TrainData& data, bool only_plan)
                     config.data.reset_at_documents);
   runtime_.set_up([&] { allocate(); }, [&] { plan_memory(); }, only_plan);
   if (only_plan) return;
-  initialize(model_.parameters(), weights_.master, config.run.seed);
+  initialize(runtime_.context, weights_, config.run.seed);
   zero_fill(runtime_.context, m_);
   zero_fill(runtime_.context, v_);
 }
@@ -54,6 +54,8 @@ void Trainer::allocate() {
   targets_ = batch.allocate(DType::i32, {B * T});
   reset_ = batch.allocate(DType::u8, {B, T});
   losses_ = batch.allocate(acc, {B * T});
+  const auto count = static_cast<size_t>(B * T);
+  host_ = {std::vector<int32_t>(count), std::vector<int32_t>(count), std::vector<uint8_t>(count)};
   scorers_.clear();
   if (!data_.val && loader_) return;  // without data the plan still counts the evaluation
   for (int64_t length : lengths_)
@@ -112,12 +114,11 @@ Trainer::StepResult Trainer::train_step() {
   for (int64_t micro = 0; micro < plan_.micro_batches; ++micro) {
     load_micro_batch(micro * config_.train.micro_batch_size);
     forward_backward(1.0 / static_cast<double>(result.tokens));
-    for (int64_t i = 0; i < losses_.size(); ++i)
-      result.loss += static_cast<double>(losses_.as<float>()[i]);
+    for (float loss : downloaded<float>(ctx, losses_)) result.loss += static_cast<double>(loss);
   }
 
   ops::grad_norm(ctx, {.norm = grad_norm_, .g = gradients_});
-  result.grad_norm = grad_norm_.as<double>()[0];
+  result.grad_norm = downloaded<double>(ctx, grad_norm_)[0];
   result.updated = std::isfinite(result.loss) && std::isfinite(result.grad_norm);
   if (result.updated) update(result.lr, ++state_.updates);
   return result;
@@ -134,7 +135,7 @@ void Trainer::update(double lr, int64_t t) {
   ops::adamw(runtime_.context, {.w = weights_.master,
                                 .m = m_,
                                 .v = v_,
-                                .copy = {},
+                                .copy = weights_.second_copy(),
                                 .g = gradients_,
                                 .norm = grad_norm_,
                                 .segments = segments_.data(),
@@ -154,8 +155,11 @@ void Trainer::load_micro_batch(int64_t first_sample) {
   const bool resets = config_.data.reset_at_documents;
   for (int64_t b = 0; b < config_.train.micro_batch_size; ++b)
     loader_->sample(state_.next_sample + static_cast<uint64_t>(first_sample + b),
-                    tokens_.as<int32_t>() + b * T, targets_.as<int32_t>() + b * T,
-                    resets ? reset_.as<uint8_t>() + b * T : nullptr);
+                    host_.tokens.data() + b * T, host_.targets.data() + b * T,
+                    resets ? host_.reset.data() + b * T : nullptr);
+  upload(runtime_.context, tokens_, host_.tokens.data());
+  upload(runtime_.context, targets_, host_.targets.data());
+  if (resets) upload(runtime_.context, reset_, host_.reset.data());
 }
 
 // Advances the state past a step, applies the non-finite guard and writes what is due.
@@ -252,13 +256,33 @@ bool Trainer::evaluate(MetricsWriter& metrics, bool whole_set) {
   return true;
 }
 
+void Trainer::make_mirrors() {
+  if (weights_mirror_) return;
+  weights_mirror_.emplace(runtime_.context, weights_.master);
+  m_mirror_.emplace(runtime_.context, m_);
+  v_mirror_.emplace(runtime_.context, v_);
+}
+
+void Trainer::pull_tensors() {
+  make_mirrors();
+  for (auto* mirror : {&weights_mirror_, &m_mirror_, &v_mirror_}) (*mirror)->pull();
+}
+
+void Trainer::push_tensors() {
+  make_mirrors();
+  for (auto* mirror : {&weights_mirror_, &m_mirror_, &v_mirror_}) (*mirror)->push();
+  refresh_compute_copy(runtime_.context, weights_);
+}
+
 std::vector<NamedView> Trainer::model_tensors() {
-  return named_views(model_.parameters(), weights_.master);
+  make_mirrors();
+  return named_views(model_.parameters(), weights_mirror_->host());
 }
 
 std::vector<NamedView> Trainer::optimizer_tensors() {
-  std::vector<NamedView> tensors = named_views(model_.parameters(), m_, "exp_avg.");
-  for (NamedView& view : named_views(model_.parameters(), v_, "exp_avg_sq."))
+  make_mirrors();
+  std::vector<NamedView> tensors = named_views(model_.parameters(), m_mirror_->host(), "exp_avg.");
+  for (NamedView& view : named_views(model_.parameters(), v_mirror_->host(), "exp_avg_sq."))
     tensors.push_back(std::move(view));
   return tensors;
 }

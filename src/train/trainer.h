@@ -46,7 +46,10 @@ class Trainer {
   std::string describe() const;  // the start table: model, parameters, steps, data, memory
   const LanguageModel& model() const { return model_; }
 
-  // What a checkpoint holds. Restoring writes into the views and replaces the state.
+  // What a checkpoint holds, in host memory: pull_tensors() before a save brings it from the
+  // device, push_tensors() after a restore takes it there. The state is replaced.
+  void pull_tensors();
+  void push_tensors();
   std::vector<NamedView> model_tensors();
   std::vector<NamedView> optimizer_tensors();
   TrainState& state() { return state_; }
@@ -72,6 +75,7 @@ class Trainer {
   };
   void allocate();
   void plan_memory();
+  void make_mirrors();
   StepResult train_step();
   void load_micro_batch(int64_t first_sample);
   void forward_backward(double grad_scale);
@@ -93,6 +97,11 @@ class Trainer {
   View tokens_, targets_;   // [B*T] i32
   View reset_;              // [B,T] u8
   View losses_;             // [B*T] acc
+  struct HostBatch {        // of the same shapes, filled by the loader
+    std::vector<int32_t> tokens, targets;
+    std::vector<uint8_t> reset;
+  } host_;
+  std::optional<HostMirror> weights_mirror_, m_mirror_, v_mirror_;
   std::vector<AdamwSegment> segments_;
   std::vector<int64_t> lengths_;                  // context lengths of the evaluation
   std::vector<std::unique_ptr<Scorer>> scorers_;  // one for each

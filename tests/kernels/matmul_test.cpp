@@ -15,6 +15,7 @@ struct Product {
   Residual residual = Residual::none;
   bool acc_output = false;     // y and the residual in the accumulation type: the residual stream
   bool accumulate_dx = false;  // dx is added to
+  bool acc_dy = false;         // dy in the accumulation type: of the gates' logits
 };
 
 // y = x w^T + residual: x [M,K], w [N,K], y and residual [M,N], dy [M,N], dx [M,K].
@@ -34,7 +35,8 @@ View forward(Lab& lab, const Inputs& in, const Product& p, const View& x, const 
 void run_matmul(Lab& lab, const Inputs& in, const Product& p) {
   const View x = lab.columns(in.at("x"), {p.M, p.K}), w = lab.compute(in.at("w"), {p.N, p.K});
   lab.keep("y", forward(lab, in, p, x, w));
-  const View dy = lab.columns(in.at("dy"), {p.M, p.N});
+  const View dy =
+      p.acc_dy ? lab.acc(in.at("dy"), {p.M, p.N}) : lab.columns(in.at("dy"), {p.M, p.N});
   const View dx = p.accumulate_dx ? lab.compute(in.at("dx"), {p.M, p.K}) : lab.compute({p.M, p.K});
   lab(ops::matmul_backward_input, {dx, dy, w, p.accumulate_dx});
   lab.keep("d.x", dx);
@@ -90,7 +92,8 @@ TEST(Matmul, Contract) {
                                 {1000, 31, 17},
                                 {65, 500, 300}})
     for (const Product& p : {Product{M, N, K}, Product{M, N, K, Residual::separate, true},
-                             Product{M, N, K, Residual::in_place, false, true}}) {
+                             Product{M, N, K, Residual::in_place, false, true},
+                             Product{M, N, K, Residual::none, true, false, true}}) {
       const Inputs in = draw_matmul(p);
       expect_contract([&](Lab& lab) { run_matmul(lab, in, p); },
                       "M " + std::to_string(M) + " N " + std::to_string(N) + " K " +

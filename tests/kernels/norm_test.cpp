@@ -21,6 +21,7 @@ void run_rms_norm(Lab& lab, const Inputs& in, int64_t M, int64_t D, bool in_plac
   lab.keep("rstd", forward.rstd);
   const View dresidual = in.contains("dresidual") ? lab.acc(in.at("dresidual"), {M, D}) : View();
   const RmsNormBackward backward{.dx = in_place ? dresidual : lab.acc({M, D}),
+                                 .dx_copy = lab.columns({M, D}),
                                  .dw = lab.accumulator({D}),
                                  .dresidual = dresidual,
                                  .dy = lab.compute(in.at("dy"), {M, D}),
@@ -29,6 +30,7 @@ void run_rms_norm(Lab& lab, const Inputs& in, int64_t M, int64_t D, bool in_plac
                                  .rstd = forward.rstd};
   lab(ops::rms_norm_backward, backward);
   lab.keep("d.x", backward.dx);
+  lab.keep("copy of d.x", backward.dx_copy);
   lab.keep("d.w", backward.dw);
 }
 
@@ -72,6 +74,18 @@ TEST(RmsNorm, GradientInPlaceOfTheResidual) {
     expect_identical(execute(device, [&](Lab& lab) { run_rms_norm(lab, in, 70, 24, true); }),
                      execute(device, [&](Lab& lab) { run_rms_norm(lab, in, 70, 24); }),
                      name_of(device));
+}
+
+TEST(RmsNorm, TheCopyIsTheGradientRounded) {
+  const Inputs in = draw_rms_norm(70, 24);
+  for (Device device : all_devices())
+    for (DType compute : compute_types(device)) {
+      Results r = execute(
+          device, [&](Lab& lab) { run_rms_norm(lab, in, 70, 24); }, 1, compute);
+      if (compute == DType::bf16)
+        for (double& x : r["d.x"]) x = to_double(from_double<bf16>(x));
+      EXPECT_EQ(r.at("copy of d.x"), r.at("d.x")) << name_of(device) << ' ' << name_of(compute);
+    }
 }
 
 TEST(RmsNorm, NoResidualIsAZeroOne) {

@@ -41,8 +41,9 @@ std::atomic<uint64_t>& schedule_seed() {
 }
 
 bool same_place(const Site& a, const Site& b) {
-  return a.place.line() == b.place.line() && a.place.column() == b.place.column() &&
-         std::strcmp(a.place.file_name(), b.place.file_name()) == 0;
+  if (a.place.line() != b.place.line() || a.place.column() != b.place.column()) return false;
+  const char *file = a.place.file_name(), *other = b.place.file_name();
+  return file == other || std::strcmp(file, other) == 0;
 }
 
 std::string text(const uint3& i) {

@@ -128,7 +128,9 @@ void cp_async_16(void* shared, const void* global, bool valid, fibers::Place pla
 }
 
 void cp_async_commit(fibers::Place place) {
-  ++fibers::running({"cp_async_commit", place}).open_group;
+  const Site site{"cp_async_commit", place};
+  ++fibers::running(site).open_group;
+  fibers::preempt(site);  // others may look at what is under way
 }
 
 void cp_async_wait_pending(int pending, const Site& site) {
@@ -177,6 +179,10 @@ uint32_t to_tf32(float x) {
 
 float exp2_fast(float x) {
   return x < -126 ? 0.0f : std::exp2(x);
+}
+
+float reciprocal_fast(float x) {
+  return 1.0f / x;
 }
 
 }  // namespace kla::simt

@@ -21,7 +21,7 @@ constexpr size_t round_up(size_t bytes, size_t to) {
 }
 
 // What a red zone holds: read as bf16 or as f32 it is NaN.
-std::byte pattern(size_t offset) {
+[[maybe_unused]] std::byte pattern(size_t offset) {
   return offset % 2 == 0 ? std::byte{0xA5} : std::byte{0xFF};
 }
 
@@ -51,7 +51,8 @@ void SharedArrays::begin(size_t declared_bytes) {
                 "simt: a launch declares " + std::to_string(declared_bytes) +
                     " bytes of shared memory; a block has " + std::to_string(kLimit),
                 "use smaller tiles");
-  fence(0, arrays_.empty() ? kRedZone : arrays_.back().next);
+  if (!arrays_.empty()) ASAN_POISON_MEMORY_REGION(memory_, arrays_.back().next);
+  fence(0, kRedZone);
   arrays_.clear();
   declared_ = declared_bytes;
   taken_ = 0;

@@ -10,7 +10,8 @@
 
 namespace kla::testing {
 
-inline constexpr double kFloatBound = 1e-5;  // relative RMS of an f32 device against the reference
+// Relative RMS of a device against the reference on the same rounded inputs.
+inline constexpr double kFloatBound = 1e-5, kBf16Bound = 1e-2;
 
 inline void expect_close(const Results& results, const Results& reference, double bound,
                          const std::string& what) {
@@ -37,15 +38,11 @@ inline void expect_finite(const Results& results, const std::string& what) {
     for (double x : values) ASSERT_TRUE(std::isfinite(x)) << what << ": " << name << " has " << x;
 }
 
-// Devices compared with the reference: those this binary was linked with.
+// Devices compared with the reference: those this binary was linked with and this machine has.
 inline std::vector<Device> devices_under_test() {
   std::vector<Device> devices;
   for (Device device : {Device::cpu, Device::simt, Device::cuda})
-    for (const OpBase* op : OpBase::all())
-      if (op->has(device)) {
-        devices.push_back(device);
-        break;
-      }
+    if (available(device)) devices.push_back(device);
   return devices;
 }
 
@@ -55,23 +52,42 @@ inline std::vector<Device> all_devices() {
   return devices;
 }
 
-// The contract of an op, or of several in a row: on every device finite, close to the reference,
-// and the same bits again and with any number of threads.
+// Devices that run the code of kernels/cuda/.
+inline bool is_gpu(Device device) {
+  return device == Device::cuda || device == Device::simt;
+}
+
+inline std::vector<DType> compute_types(Device device) {
+  return is_gpu(device) ? std::vector{DType::f32, DType::bf16} : std::vector{DType::f32};
+}
+
+// One device and compute type held to the reference: finite, close, and the same bits again and
+// with any number of threads.
 template <class Program>
-void expect_contract(Program&& program, const std::string& what, double bound = kFloatBound) {
-  const Results reference = execute(Device::reference, program);
+void expect_like_reference(Program&& program, const std::string& what, Device device, DType compute,
+                           double bound) {
+  const Results reference = execute(Device::reference, program, 1, compute);
   expect_finite(reference, what + " on reference");
-  expect_identical(execute(Device::reference, program, 3), reference, what + ", 3 threads");
-  for (Device device : devices_under_test()) {
-    const std::string where = what + " on " + name_of(device);
-    const Results results = execute(device, program);
-    expect_finite(results, where);
-    expect_close(results, reference, bound, where);
-    expect_identical(execute(device, program), results, where + ", again");
-    for (int threads : {2, 5})
-      expect_identical(execute(device, program, threads), results,
-                       where + ", threads " + std::to_string(threads));
-  }
+  const std::string where = what + " on " + name_of(device) + " in " + name_of(compute);
+  const Results results = execute(device, program, 1, compute);
+  expect_finite(results, where);
+  expect_close(results, reference, bound, where);
+  expect_identical(execute(device, program, 1, compute), results, where + ", again");
+  for (int threads : device == Device::cuda ? std::vector<int>{} : std::vector{2, 5})
+    expect_identical(execute(device, program, threads, compute), results,
+                     where + ", threads " + std::to_string(threads));
+}
+
+// The contract of an op, or of several in a row, on every device and in each of its compute types.
+template <class Program>
+void expect_contract(Program&& program, const std::string& what, double bound = kFloatBound,
+                     double bf16_bound = kBf16Bound) {
+  expect_identical(execute(Device::reference, program, 3), execute(Device::reference, program),
+                   what + " on reference, 3 threads");
+  for (Device device : devices_under_test())
+    for (DType compute : compute_types(device))
+      expect_like_reference(program, what, device, compute,
+                            compute == DType::bf16 ? bf16_bound : bound);
 }
 
 }  // namespace kla::testing

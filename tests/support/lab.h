@@ -1,17 +1,19 @@
 // A lab runs a small program of ops on one device, twice: once as a dry run with a counting scratch
 // arena and null tensors, then for real with exactly the scratch the plan found. All fresh memory
-// is NaN, every tensor is a heap block of its own (so AddressSanitizer sees what runs over), and
-// column views lie in a wider matrix whose other columns must stay untouched.
+// is NaN, every tensor is a block of its own in the device's memory (on the host's heap, where
+// AddressSanitizer sees what runs over), and column views lie in a wider matrix whose other columns
+// must stay untouched.
 //
 // A program is a callable taking Lab&. It makes views from doubles, calls ops with lab(op, args)
 // and names what it wants compared with lab.keep(). The same program runs on any device; values
-// are rounded to f32 where they are drawn (draw.h), so that every device sees the same numbers.
+// are rounded to f32 where they are drawn (draw.h), and those of compute tensors to the compute
+// type asked for, on the reference as well, so that every device sees the same numbers.
 #pragma once
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-#include <cstring>
+#include <algorithm>
+#include <functional>
 #include <initializer_list>
 #include <map>
 #include <memory>
@@ -19,6 +21,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "core/bf16.h"
+#include "core/device.h"
 #include "core/op.h"
 
 namespace kla::testing {
@@ -39,8 +43,10 @@ class Lab {
   static constexpr double kInitialGradient = 0.5;
   double initial_gradient = kInitialGradient;  // what accumulators hold before an op adds to them
 
-  Lab(Device device, int threads, Arena& scratch) : scratch_(scratch) {
+  Lab(Device device, int threads, Arena& scratch, DType compute = DType::f32)
+      : scratch_(scratch), rounding_(compute) {
     context_.device = device;
+    context_.compute = compute;
     if (device == Device::reference) context_.compute = context_.accumulate = DType::f64;
     context_.pool = &pool_of(threads);
     context_.scratch = &scratch;
@@ -50,7 +56,7 @@ class Lab {
   bool planning() const { return context_.dry_run; }
 
   // Tensors: filled with values, or fresh (NaN). compute and acc as in kernels/ops.h.
-  View compute(const Values& values, Dims dims) { return fill(compute(dims), values); }
+  View compute(const Values& values, Dims dims) { return fill(compute(dims), rounded(values)); }
   View compute(Dims dims) { return fresh(context_.compute, dims); }
   View acc(const Values& values, Dims dims) { return fill(acc(dims), values); }
   View acc(Dims dims) { return fresh(context_.accumulate, dims); }
@@ -64,16 +70,19 @@ class Lab {
     return fill(view, Values(static_cast<size_t>(view.size()), initial_gradient));
   }
 
-  // Column views of a wider compute matrix, three columns in from the left and five from the right.
-  View columns(const Values& values, Dims dims) { return fill(columns(dims), values); }
+  // Column views of a wider compute matrix, three columns in from the left and five from the right:
+  // no alignment can be relied on. Or, if asked for, eight and eight, as the model's views lie.
+  bool aligned_columns = false;
+  View columns(const Values& values, Dims dims) { return fill(columns(dims), rounded(values)); }
   View columns(Dims dims) {
     const View shape(nullptr, context_.compute, dims);
-    const int64_t width = shape.cols() + kLeft + kRight;
+    const int64_t left = aligned_columns ? 8 : 3, right = aligned_columns ? 8 : 5;
+    const int64_t width = shape.cols() + left + right;
     View wide = fresh(context_.compute, {shape.rows(), width});
-    wide_.push_back(wide);
+    wide_.push_back({wide, left, right});
     View view = shape;
     view.stride = width;
-    if (wide.data) view.data = static_cast<std::byte*>(wide.data) + kLeft * size_of(wide.dtype);
+    if (wide.data) view.data = static_cast<std::byte*>(wide.data) + left * size_of(wide.dtype);
     return view;
   }
 
@@ -91,18 +100,22 @@ class Lab {
   void expect_margins_untouched() const;
 
  private:
-  static constexpr int64_t kLeft = 3, kRight = 5;
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
+  struct Wide {
+    View view;
+    int64_t left, right;
   };
+  using Memory = std::unique_ptr<void, std::function<void(void*)>>;
 
+  DeviceServices& services() const { return services_of(context_.device); }
+  Values rounded(Values values) const;
   View fresh(DType dtype, Dims dims);
   View fill(View view, const Values& values) const;
 
   Context context_;
   Arena& scratch_;
-  std::vector<std::unique_ptr<void, Free>> memory_;
-  std::vector<View> wide_;
+  DType rounding_;
+  std::vector<Memory> memory_;
+  std::vector<Wide> wide_;
   Results results_;
 };
 
@@ -113,37 +126,63 @@ void visit_type(DType dtype, Visit&& visit) {
       return visit(double{});
     case DType::f32:
       return visit(float{});
+    case DType::bf16:
+      return visit(bf16{});
     case DType::i64:
       return visit(int64_t{});
     case DType::i32:
       return visit(int32_t{});
     case DType::u8:
       return visit(uint8_t{});
-    case DType::bf16:
-      break;
   }
   KLA_CHECK(false, name_of(dtype));
+}
+
+template <class T>
+T from_double(double x) {
+  if constexpr (std::is_same_v<T, bf16>) return bf16(static_cast<float>(x));
+  if constexpr (!std::is_same_v<T, bf16>) return static_cast<T>(x);
+}
+template <class T>
+double to_double(T x) {
+  if constexpr (std::is_same_v<T, bf16>) return static_cast<float>(x);
+  if constexpr (!std::is_same_v<T, bf16>) return static_cast<double>(x);
+}
+
+inline Values Lab::rounded(Values values) const {
+  if (rounding_ == DType::bf16)
+    for (double& x : values) x = to_double(from_double<bf16>(x));
+  return values;
 }
 
 inline View Lab::fresh(DType dtype, Dims dims) {
   View view(nullptr, dtype, dims);
   if (planning()) return view;
-  const auto align = static_cast<size_t>(Arena::kAlignment);
-  const size_t bytes = (static_cast<size_t>(view.bytes()) / align + 1) * align;
-  memory_.emplace_back(std::aligned_alloc(align, bytes));
+  DeviceServices& memory = services();
+  const int64_t bytes = std::max<int64_t>(1, view.bytes());
+  memory_.emplace_back(memory.allocate(bytes), [&memory](void* p) { memory.release(p); });
   view.data = memory_.back().get();
-  std::memset(view.data, 0xFF, bytes);
+  memory.fill(view.data, 0xFF, bytes);
   return view;
+}
+
+// Elements from the first of a view to the last, what lies between its rows included.
+inline int64_t span_of(const View& view) {
+  return view.size() == 0 ? 0 : (view.rows() - 1) * view.stride + view.cols();
 }
 
 inline View Lab::fill(View view, const Values& values) const {
   KLA_CHECK(static_cast<int64_t>(values.size()) == view.size(), view.describe());
   if (planning()) return view;
   visit_type(view.dtype, [&]<class T>(T) {
-    T* data = view.as<T>();
+    std::vector<T> span(static_cast<size_t>(span_of(view)));
+    const auto bytes = static_cast<int64_t>(span.size() * sizeof(T));
+    services().download(span.data(), view.data, bytes);
     for (int64_t row = 0, i = 0; row < view.rows(); ++row)
       for (int64_t c = 0; c < view.cols(); ++c, ++i)
-        data[row * view.stride + c] = static_cast<T>(values[static_cast<size_t>(i)]);
+        span[static_cast<size_t>(row * view.stride + c)] =
+            from_double<T>(values[static_cast<size_t>(i)]);
+    services().upload(view.data, span.data(), bytes);
   });
   return view;
 }
@@ -151,23 +190,25 @@ inline View Lab::fill(View view, const Values& values) const {
 inline Values Lab::read(const View& view) const {
   Values values;
   visit_type(view.dtype, [&]<class T>(T) {
-    const T* data = view.as<T>();
+    std::vector<T> span(static_cast<size_t>(span_of(view)));
+    services().download(span.data(), view.data, static_cast<int64_t>(span.size() * sizeof(T)));
     for (int64_t row = 0; row < view.rows(); ++row)
       for (int64_t c = 0; c < view.cols(); ++c)
-        values.push_back(static_cast<double>(data[row * view.stride + c]));
+        values.push_back(to_double(span[static_cast<size_t>(row * view.stride + c)]));
   });
   return values;
 }
 
 inline void Lab::expect_margins_untouched() const {
-  for (const View& wide : wide_) {
-    const auto* bytes = static_cast<const uint8_t*>(wide.data);
+  for (const auto& [wide, left, right] : wide_) {
+    std::vector<uint8_t> bytes(static_cast<size_t>(wide.bytes()));
+    services().download(bytes.data(), wide.data, wide.bytes());
     const int64_t size = size_of(wide.dtype);
     int64_t touched = 0;
     for (int64_t i = 0; i < wide.bytes(); ++i) {
       const int64_t column = i / size % wide.cols();
-      const bool margin = column < kLeft || column >= wide.cols() - kRight;
-      if (margin && bytes[i] != 0xFF) ++touched;
+      const bool margin = column < left || column >= wide.cols() - right;
+      if (margin && bytes[static_cast<size_t>(i)] != 0xFF) ++touched;
     }
     EXPECT_EQ(touched, 0) << "an op wrote outside its columns of " << wide.describe();
   }
@@ -175,13 +216,13 @@ inline void Lab::expect_margins_untouched() const {
 
 // Runs a program on a device: the dry run, then the real one with the planned scratch.
 template <class Program>
-Results execute(Device device, Program&& program, int threads = 1) {
+Results execute(Device device, Program&& program, int threads = 1, DType compute = DType::f32) {
   Arena plan("plan");
-  Lab dry(device, threads, plan);
+  Lab dry(device, threads, plan, compute);
   program(dry);
-  Arena scratch("scratch", plan.high_water());
+  Arena scratch("scratch", plan.high_water(), &services_of(device));
   scratch.poison(true);
-  Lab lab(device, threads, scratch);
+  Lab lab(device, threads, scratch, compute);
   program(lab);
   EXPECT_EQ(scratch.high_water(), plan.high_water()) << "the plan is not what was used";
   lab.expect_margins_untouched();

@@ -74,7 +74,8 @@ inline MixerCase draw_mixer(const DeltaShape& s, const MixerDraw& draw) {
   if (draw.decay != DecayGate::single) add("a_bias", s.H, -0.5, 0.5);
   if (draw.decay == DecayGate::dual_mamba)
     add("a_log", s.H, draw.strong ? 1.5 : -3, draw.strong ? 2.1 : -1);
-  if (rule.uses_scalar) add("theta", 1, 0, 0.5);
+  if (rule.scalar != LearnedScalar::none)
+    add("theta", rule.scalar == LearnedScalar::per_head ? s.H : 1, 0, 0.5);
   add("dS_final", s.B * HV * s.K, -1, 1);
   if (draw.carried) {
     add("S_initial", s.B * HV * s.K, -1, 1);
@@ -102,6 +103,10 @@ inline MixerInputs mixer_inputs(Lab& lab, const MixerCase& c) {
   return in;
 }
 
+inline int64_t theta_count(const MixerCase& c) {
+  return c.has("theta") ? static_cast<int64_t>(c["theta"].size()) : 0;
+}
+
 inline MixerPrepParameters mixer_parameters(Lab& lab, const MixerCase& c) {
   const auto& [B, T, H, K, V, C] = c.shape;
   return {.q_conv = lab.acc(c["q_conv"], {H * K, 4}),
@@ -110,7 +115,7 @@ inline MixerPrepParameters mixer_parameters(Lab& lab, const MixerCase& c) {
           .b_bias = lab.acc(c["b_bias"], {H}),
           .a_log = optional_acc(lab, c, "a_log", {H}),
           .a_bias = optional_acc(lab, c, "a_bias", {H}),
-          .theta = optional_acc(lab, c, "theta", {1})};
+          .theta = optional_acc(lab, c, "theta", {theta_count(c)})};
 }
 
 // Accumulators beside every parameter that is given.
@@ -123,7 +128,7 @@ inline MixerPrepParameters mixer_gradients(Lab& lab, const MixerCase& c) {
   dw.b_bias = lab.accumulator({H});
   if (c.has("a_log")) dw.a_log = lab.accumulator({H});
   if (c.has("a_bias")) dw.a_bias = lab.accumulator({H});
-  if (c.has("theta")) dw.theta = lab.accumulator({1});
+  if (c.has("theta")) dw.theta = lab.accumulator({theta_count(c)});
   return dw;
 }
 

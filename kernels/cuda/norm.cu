@@ -1,0 +1,134 @@
+// RMSNorm, forward and backward (KERNEL_MATH 10.8). A block walks a row twice; the second time it
+// lies in L1. Backward runs a fixed number of blocks over many rows each, keeps a partial sum of
+// the weight's gradient per block, and adds those in order.
+#include "kernels/cuda/reduce.cuh"
+#include "kernels/ops.h"
+
+namespace kla::KLA_BACKEND {
+namespace {
+
+template <class T, int N>
+__global__ void rms_norm_forward_kernel(Rows<T> y, float* rstd, Rows<float> x, const float* w,
+                                        int64_t D, float eps) {
+  SharedMemory shared;
+  float* slots = shared.array<float>(kWarp);
+  const int64_t m = blockIdx.x, step = int64_t{blockDim.x} * N;
+  const int64_t first = int64_t{threadIdx.x} * N;
+  float squares = 0;
+  for (int64_t c = first; c < D; c += step) {
+    float x_c[N];
+    load(x_c, x[m] + c);
+    for (int i = 0; i < N; ++i) squares += x_c[i] * x_c[i];
+  }
+  const float r = 1.0f / sqrtf(block_sum(squares, slots) / static_cast<float>(D) + eps);
+  if (threadIdx.x == 0) rstd[m] = r;
+  for (int64_t c = first; c < D; c += step) {
+    float x_c[N], w_c[N];
+    load(x_c, x[m] + c);
+    load(w_c, w + c);
+    for (int i = 0; i < N; ++i) x_c[i] = w_c[i] * (x_c[i] * r);
+    store(y[m] + c, x_c);
+  }
+}
+
+template <class T>
+struct BackwardArgs {
+  Rows<float> dx;
+  Rows<T> dx_copy;        // null: not wanted
+  float* partial;         // [blocks,D]: each block's share of dw
+  Rows<float> dresidual;  // null: zero
+  Rows<T> dy;
+  Rows<float> x;
+  const float *w, *rstd;
+  int64_t M, D, rows_per_block;
+};
+
+template <class T, int N>
+__global__ void rms_norm_backward_kernel(BackwardArgs<T> a) {
+  SharedMemory shared;
+  float* slots = shared.array<float>(2 * kWarp);  // of even and odd rows
+  float* dw = shared.array<float>(static_cast<int>(a.D));
+  const int64_t step = int64_t{blockDim.x} * N, begin = int64_t{threadIdx.x} * N;
+  for (int64_t c = begin; c < a.D; c += step)  // a thread's columns are its own throughout
+    for (int i = 0; i < N; ++i) dw[c + i] = 0;
+
+  const int64_t first = blockIdx.x * a.rows_per_block;
+  const int64_t last = first + a.rows_per_block < a.M ? first + a.rows_per_block : a.M;
+  for (int64_t m = first; m < last; ++m) {
+    const float r = a.rstd[m];
+    float along = 0;
+    for (int64_t c = begin; c < a.D; c += step) {
+      float dy[N], x[N], w[N];
+      load(dy, a.dy[m] + c);
+      load(x, a.x[m] + c);
+      load(w, a.w + c);
+      for (int i = 0; i < N; ++i) {
+        const float dy_xhat = dy[i] * (x[i] * r);
+        dw[c + i] += dy_xhat;
+        along += dy_xhat * w[i];
+      }
+    }
+    const float mean = block_sum(along, slots + m % 2 * kWarp) / static_cast<float>(a.D);
+    for (int64_t c = begin; c < a.D; c += step) {
+      float dy[N], x[N], w[N], dx[N] = {};
+      load(dy, a.dy[m] + c);
+      load(x, a.x[m] + c);
+      load(w, a.w + c);
+      if (a.dresidual.data) load(dx, a.dresidual[m] + c);
+      for (int i = 0; i < N; ++i) dx[i] += r * (dy[i] * w[i] - x[i] * r * mean);
+      store(a.dx[m] + c, dx);
+      if (a.dx_copy.data) store(a.dx_copy[m] + c, dx);
+    }
+  }
+  for (int64_t c = begin; c < a.D; c += step)
+    for (int i = 0; i < N; ++i) a.partial[blockIdx.x * a.D + c + i] = dw[c + i];
+}
+
+void forward(Context& context, const RmsNormForward& a) {
+  const int64_t M = a.x.rows(), D = a.x.cols();
+  visit_compute(context, [&]<class T>(T) {
+    visit_width(
+        [&]<int N>(Width<N>) {
+          const Shape shape{dim3(static_cast<unsigned>(M)), row_threads(D, N),
+                            SharedSize().array<float>(kWarp).bytes()};
+          launch(context, rms_norm_forward_kernel<T, N>, shape, rows<T>(a.y),
+                 pointer<float>(a.rstd), rows<float>(a.x), pointer<float>(a.w), D, a.eps);
+        },
+        a.y, a.x, a.w);
+  });
+}
+
+void backward(Context& context, const RmsNormBackward& a) {
+  const int64_t M = a.x.rows(), D = a.x.cols(), blocks = partial_sum_blocks(M);
+  const ArenaScope scope(*context.scratch);
+  const View partial = context.scratch->allocate(DType::f32, {blocks, D});
+  visit_compute(context, [&]<class T>(T) {
+    const BackwardArgs<T> args{
+        .dx = rows<float>(a.dx),
+        .dx_copy = rows<T>(a.dx_copy),
+        .partial = pointer<float>(partial),
+        .dresidual = rows<float>(a.dresidual),
+        .dy = rows<T>(a.dy),
+        .x = rows<float>(a.x),
+        .w = pointer<float>(a.w),
+        .rstd = pointer<float>(a.rstd),
+        .M = M,
+        .D = D,
+        .rows_per_block = blocks ? (M + blocks - 1) / blocks : 0,
+    };
+    visit_width(
+        [&]<int N>(Width<N>) {
+          const Shape shape{dim3(static_cast<unsigned>(blocks)), row_threads(D, N),
+                            SharedSize().array<float>(2 * kWarp).array<float>(D).bytes()};
+          launch(context, rms_norm_backward_kernel<T, N>, shape, args);
+        },
+        a.dx, a.dx_copy, a.dresidual, a.dy, a.x, a.w);
+  });
+  add_partial_sums(context, partial, a.dw);
+}
+
+KLA_OP(rms_norm_forward, KLA_BACKEND, forward);
+KLA_OP(rms_norm_backward, KLA_BACKEND, backward);
+
+}  // namespace
+}  // namespace kla::KLA_BACKEND
