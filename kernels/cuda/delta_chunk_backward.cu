@@ -49,16 +49,15 @@ struct BackwardShape {
   static constexpr int kZElements = kTokens * kZStride * 4 / static_cast<int>(sizeof(T));
   static constexpr int larger(int a, int b) { return a > b ? a : b; }
   // Used three times: by q where it is not kept, by the walk over V, and by Z.
-  static constexpr int kWorkElements =
-      larger(larger(kStages * kStageElements + 2 * kChainElements, kZElements),
-             kKeepQ ? 0 : kQElements);
+  static constexpr int kWorkElements = larger(
+      larger(kStages * kStageElements + 2 * kChainElements, kZElements), kKeepQ ? 0 : kQElements);
 };
 
 // Sums over keys or values for each token, by who made them.
 struct RowSums {
-  float qdq[kHalves][kTokens];  // q . (dO S)
-  float kM[kHalves][kTokens];   // k . (N S)
-  float kdk[kHalves][kTokens];  // k . (X dS)
+  float qdq[kHalves][kTokens];       // q . (dO S)
+  float kM[kHalves][kTokens];        // k . (N S)
+  float kdk[kHalves][kTokens];       // k . (X dS)
   float kdA[kTokenBlocks][kTokens];  // k . (dA K), by the block of its columns
   float vN[kWarps / 2][kTokens];
   float rectangle[kTokens];  // sum of Z_ij over i >= t, j < t
@@ -111,9 +110,7 @@ struct BackwardMemory {
   __device__ Tile<T> X() const {
     return {work + Layout::kStages * Layout::kStageElements, Layout::kTokenStride};
   }
-  __device__ Tile<T> N() const {
-    return {X().data + Layout::kChainElements, Layout::kTokenStride};
-  }
+  __device__ Tile<T> N() const { return {X().data + Layout::kChainElements, Layout::kTokenStride}; }
   __device__ float* Z() const { return reinterpret_cast<float*>(work); }
 
   __device__ void copy_queries(const DeltaPointers<T>& in, const ChunkPlace& p) const {
@@ -172,11 +169,9 @@ __device__ __forceinline__ void write_chain(const BackwardMemory<T, kK>& m,
   read_tile<kK>(tile.S, column, m.k, R);
   OperandA<T> Yb[kTokenBlocks];
 #pragma unroll
-  for (int j = 0; j < kTokenBlocks; ++j)
-    Yb[j] = weighted_errors(R[j], tile.v, column, j, *m.gates);
+  for (int j = 0; j < kTokenBlocks; ++j) Yb[j] = weighted_errors(R[j], tile.v, column, j, *m.gates);
 #pragma unroll
-  for (int i = 0; i < kTokenBlocks; ++i)
-    store(m.X(), column, i * kBlock, writes(Yb, i, m.inverse));
+  for (int i = 0; i < kTokenBlocks; ++i) store(m.X(), column, i * kBlock, writes(Yb, i, m.inverse));
 }
 
 // v_i . N_i over 16 columns of V: the sum over the lanes and elements that hold a token's column.
@@ -233,9 +228,10 @@ struct Share {
 };
 
 template <class T, int kK>
-__device__ __forceinline__ void add_products(
-    Sums<BackwardShape<T, kK>::kBlocks>& sums, const BackwardMemory<T, kK>& m,
-    const typename BackwardMemory<T, kK>::VTile& tile, const Share& share, int columns) {
+__device__ __forceinline__ void add_products(Sums<BackwardShape<T, kK>::kBlocks>& sums,
+                                             const BackwardMemory<T, kK>& m,
+                                             const typename BackwardMemory<T, kK>::VTile& tile,
+                                             const Share& share, int columns) {
 #pragma unroll 1
   for (int v = 0; v < columns; v += kBlock) {
     const OperandA<T> d = load_a(tile.dout, share.i * kBlock, v);
@@ -256,9 +252,8 @@ __device__ __forceinline__ void add_products(
       const int index = warp_index() + s * kWarps;
       if (index >= 2 * kLowerBlocks) break;
       const BlockIndex block(index % kLowerBlocks);
-      const OperandA<T> left = index < kLowerBlocks
-                                   ? load_a(tile.dout, block.i * kBlock, v)
-                                   : load_a_transposed(m.N(), block.i * kBlock, v);
+      const OperandA<T> left = index < kLowerBlocks ? load_a(tile.dout, block.i * kBlock, v)
+                                                    : load_a_transposed(m.N(), block.i * kBlock, v);
       multiply_add(sums.square[s], left, load_b(m.X(), v, block.j * kBlock));
     }
   }
@@ -427,11 +422,11 @@ template <int kBlocks, class T>
 __device__ __forceinline__ void write_rows(T* to, const DeltaPointers<T>& in, const ChunkPlace& p,
                                            const Accumulator (&c)[kBlocks], const Share& share) {
   const int stride = in.H * in.K;
-  T* rows = to + first_row(in, p) * in.K + int64_t{share.i} * kBlock * stride + share.begin * kBlock;
+  T* rows =
+      to + first_row(in, p) * in.K + int64_t{share.i} * kBlock * stride + share.begin * kBlock;
 #pragma unroll
   for (int n = 0; n < kBlocks; ++n)
-    if (n < share.count)
-      store_global(rows + n * kBlock, stride, p.tokens - share.i * kBlock, c[n]);
+    if (n < share.count) store_global(rows + n * kBlock, stride, p.tokens - share.i * kBlock, c[n]);
 }
 
 // Equation (7): dQ = s D (dO S) + B K.
@@ -472,8 +467,7 @@ __device__ __forceinline__ void key_gradient(Sums<kBlocks>& sums, const Backward
     const OperandA<T> dA = load_a_transposed(m.inverse.block(i, share.i), 0, 0);
     Accumulator weighted;
 #pragma unroll
-    for (int e = 0; e < 8; ++e)
-      weighted[e] = gates.beta[i * kBlock + column_of(e)] * value(dA, e);
+    for (int e = 0; e < 8; ++e) weighted[e] = gates.beta[i * kBlock + column_of(e)] * value(dA, e);
     add_tokens(sums.XdS, operand<T>(weighted), m.k, i, share);
   }
   write_rows(a.dk, a.in, p, sums.XdS, share);
@@ -484,14 +478,14 @@ template <class T>
 __device__ __forceinline__ void write_scalars(const BackwardArgs<T>& a, const ChunkPlace& p,
                                               const RowSums& sums, const Gates& gates) {
   const int t = static_cast<int>(threadIdx.x) / 4, part = lane_index() % 4;
-  const auto both = [](const float (&halves)[kHalves][kTokens], int i) {
+  const auto both = [](const float(&halves)[kHalves][kTokens], int i) {
     return halves[0][i] + halves[1][i];
   };
   float dg = 0;
   for (int i = part * kBlock; i < (part + 1) * kBlock; ++i)
     dg += i < t ? decayed(gates.E[i], both(sums.kdk, i))
-                : decayed(gates.D[i], a.in.scale * both(sums.qdq, i) -
-                                          gates.beta[i] * both(sums.kM, i));
+                : decayed(gates.D[i],
+                          a.in.scale * both(sums.qdq, i) - gates.beta[i] * both(sums.kM, i));
   dg = sum_of_quad(dg);
   if (part != 0 || t >= p.tokens) return;
   float states = 0, dbeta = -decayed(gates.D[t], both(sums.kM, t));
@@ -508,7 +502,9 @@ template <int kBlocks>
 __device__ Share share_of(int first, int columns) {
   const int half = warp_index() / kTokenBlocks, left = columns / kBlock - half * kBlocks;
   return {warp_index() % kTokenBlocks, half, first / kBlock + half * kBlocks,
-          left < 0 ? 0 : left < kBlocks ? left : kBlocks};
+          left < 0         ? 0
+          : left < kBlocks ? left
+                           : kBlocks};
 }
 
 template <class T, int kK>

@@ -11,7 +11,7 @@ struct ReverseArgs {
   DeltaPointers<T> in;  // v is null
   const T* dout;
   T* dS_leave;
-  float* dS_initial;      // null if not given, as dS_final
+  float* dS_initial;  // null if not given, as dS_final
   const float* dS_final;
   int slices;
 };
@@ -27,8 +27,7 @@ __device__ __forceinline__ void write_gradient(Accumulator (&dS)[kBlocks],
   const int column = warp_index() * kBlock;
   OperandA<T> dX[kTokenBlocks];
 #pragma unroll
-  for (int j = 0; j < kTokenBlocks; ++j)
-    dX[j] = write_gradients(KdS[j], dout, column, j, P, gates);
+  for (int j = 0; j < kTokenBlocks; ++j) dX[j] = write_gradients(KdS[j], dout, column, j, P, gates);
   decay_state(dS, gates.gamma);
 #pragma unroll
   for (int j = 0; j < kTokenBlocks; ++j) {
@@ -87,7 +86,8 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
       memory.copy(in, a.dout, next, at.column);
     }
   }
-  if (active && a.dS_initial) store_state(dS, a.dS_initial + carried_state(in, ScanPlace(in.H, a.slices)), in.K);
+  if (active && a.dS_initial)
+    store_state(dS, a.dS_initial + carried_state(in, ScanPlace(in.H, a.slices)), in.K);
 }
 
 template <class T, int kK>

@@ -24,8 +24,7 @@ __device__ __forceinline__ void write_state(Accumulator (&S)[kBlocks],
   const int column = warp_index() * kBlock;
   OperandA<T> Yb[kTokenBlocks], X[kTokenBlocks], EX[kTokenBlocks];
 #pragma unroll
-  for (int j = 0; j < kTokenBlocks; ++j)
-    Yb[j] = weighted_errors(R[j], values, column, j, gates);
+  for (int j = 0; j < kTokenBlocks; ++j) Yb[j] = weighted_errors(R[j], values, column, j, gates);
 #pragma unroll
   for (int i = 0; i < kTokenBlocks; ++i) {
     Accumulator x = writes(Yb, i, Tg);
@@ -98,7 +97,8 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
       memory.copy(in, in.v, next, at.column);
     }
   }
-  if (active && a.S_final) store_state(S, a.S_final + carried_state(in, ScanPlace(in.H, a.slices)), in.K);
+  if (active && a.S_final)
+    store_state(S, a.S_final + carried_state(in, ScanPlace(in.H, a.slices)), in.K);
 }
 
 template <class T, int kK>

@@ -60,8 +60,7 @@ void visit_head_dims(int64_t K, int64_t V, Visit&& visit) {
   };
   if (K < kBlock || K > 256 || K % kBlock != 0)
     refuse("model.key_head_dim", K, "Choose a multiple of 16 from 16 to 256.");
-  if (V < kBlock || V % kBlock != 0)
-    refuse("model.value_head_dim", V, "Choose a multiple of 16.");
+  if (V < kBlock || V % kBlock != 0) refuse("model.value_head_dim", V, "Choose a multiple of 16.");
   if (K <= 48) return visit(std::integral_constant<int, 48>{});
   if (K <= 96) return visit(std::integral_constant<int, 96>{});
   if (K <= 128) return visit(std::integral_constant<int, 128>{});
@@ -91,7 +90,9 @@ __device__ int64_t first_row(const DeltaPointers<T>& in, const ChunkPlace& p) {
 }
 
 // x times a decay factor; a zero factor selects zero, so that nothing passes a document boundary.
-__device__ inline float decayed(float factor, float x) { return factor == 0 ? 0 : factor * x; }
+__device__ inline float decayed(float factor, float x) {
+  return factor == 0 ? 0 : factor * x;
+}
 
 // ---- Copies ------------------------------------------------------------------------------------
 
@@ -426,8 +427,7 @@ inline ScanGrid scan_grid(int64_t heads, int64_t V, int max_warps) {
 
 // The state of a warp: blocks of [16 V columns x 16 keys].
 template <int kBlocks>
-__device__ __forceinline__ void load_state(Accumulator (&S)[kBlocks], const float* from,
-                                           int K) {
+__device__ __forceinline__ void load_state(Accumulator (&S)[kBlocks], const float* from, int K) {
 #pragma unroll
   for (int c = 0; c < kBlocks; ++c)
     S[c] = from && c * kBlock < K ? load_global(from + c * kBlock, K) : Accumulator{};
