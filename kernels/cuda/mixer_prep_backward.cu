@@ -1,12 +1,12 @@
-// Backward of mixer_prep (kernels/README.md, "Mixer prep"): one block per head and run of tiles of a
-// sequence. Convolution, SiLU and norms are recomputed from the raw inputs, in units of 4 tokens of a
-// quad of channels:
+// Backward of mixer_prep (kernels/README.md, "Mixer prep"): one block per head and run of tiles of
+// a sequence. Convolution, SiLU and norms are recomputed from the raw inputs, in units of 4 tokens
+// of a quad of channels:
 //
 //   1. measure: sums of squares and y.dy of the rows of q and k, which the norms' derivatives need.
 //   2. apply v, k, q: dc = (alpha dy + gamma y) slope, with one alpha and gamma per row; dc of the
 //      first three tokens of a unit goes through shared memory to the unit before it, which
-//      convolves backwards with it. A tile has one more unit per quad, of three tokens that the next
-//      tile owns. v comes first: its y.dy is part of the gradient of the key norm.
+//      convolves backwards with it. A tile has one more unit per quad, of three tokens that the
+//      next tile owns. v comes first: its y.dy is part of the gradient of the key norm.
 //
 // Shares of the parameters' gradients: the sums over a tile's units are added, tile by tile, to the
 // block's row of scratch memory, and a second kernel sums the rows in double, always in one order.
@@ -23,7 +23,9 @@ constexpr int kMaxThreads = 224;
 enum { kQ, kK, kV, kParts };
 enum { kBBias, kALog, kABias, kTheta, kScalars };
 
-int tile_tokens(int K) { return K <= 48 ? 64 : K <= 96 ? 32 : K <= 176 ? 16 : 8; }
+int tile_tokens(int K) {
+  return K <= 48 ? 64 : K <= 96 ? 32 : K <= 176 ? 16 : 8;
+}
 int threads_of(int K) {
   return std::max(128, ((tile_tokens(K) / kRunTokens + 1) * K / 4 + 31) / 32 * 32);
 }
@@ -33,7 +35,7 @@ struct Cut {
   int tile, tiles, tiles_per_block, blocks;  // tokens of a tile; tiles and blocks of a sequence
   explicit Cut(const MixerDims& s)
       : tile(tile_tokens(s.K)), tiles(static_cast<int>((s.T + tile - 1) / tile)) {
-    constexpr int64_t kEnough = 2048, kMostTiles = 8;  // blocks that keep any GPU busy
+    constexpr int64_t kEnough = 1024, kMostTiles = 8;  // blocks that keep any GPU busy
     const int64_t all = static_cast<int64_t>(s.B) * s.H * tiles;
     tiles_per_block = static_cast<int>(std::clamp<int64_t>(all / kEnough, 1, kMostTiles));
     blocks = (tiles + tiles_per_block - 1) / tiles_per_block;
@@ -102,15 +104,15 @@ struct Backward {
 
 // What the threads of a block share; rows are the tokens of a tile and its halo.
 struct TileShared {
-  float *n, *along;          // [kParts][kMaxRows] sums of squares and of y.dy
-  float *top, *scale;        // [2][kMaxRows] of soft-maxed q and k: maximum, 1 / sum
-  float *alpha, *gamma;      // [kParts][kMaxRows]
-  float* beyond;             // [kMaxRows] what is added to dc per unit of c, soft-maxed keys
-  float* scalars;            // [3 warps][kScalars]
-  uint32_t* starts;          // [kStartWords]
-  int64_t* found;            // [warps]
-  float* value_along;        // [quads][rows] y.dy of v
-  float* work;               // partial sums of rows; or dc of units' first tokens, then dw of units
+  float *n, *along;      // [kParts][kMaxRows] sums of squares and of y.dy
+  float *top, *scale;    // [2][kMaxRows] of soft-maxed q and k: maximum, 1 / sum
+  float *alpha, *gamma;  // [kParts][kMaxRows]
+  float* beyond;         // [kMaxRows] what is added to dc per unit of c, soft-maxed keys
+  float* scalars;        // [3 warps][kScalars]
+  uint32_t* starts;      // [kStartWords]
+  int64_t* found;        // [warps]
+  float* value_along;    // [quads][rows] y.dy of v
+  float* work;           // partial sums of rows; or dc of units' first tokens, then dw of units
 
   static constexpr int kRowFloats = (4 * kParts + 4 + 1) * kMaxRows + 3 * kScalars;
   static int work_floats(int K, int tile) {
@@ -235,8 +237,8 @@ __device__ void measure_rows(const Backward<T, kAligned>& p, const Place& at, co
     load_unit<kPlain>(u, p, part, place);
     Quad x, y;
     convolve(u.raw, u.filter, place.starts, [&](int i, const Quad& c, const Quad*) {
-      const float2 values = two(part, at.run * kRunTokens + i, activate(c, u.silu).y,
-                                unpack(u.dy[i]));
+      const float2 values =
+          two(part, at.run * kRunTokens + i, activate(c, u.silu).y, unpack(u.dy[i]));
       x[i] = values.x;
       y[i] = values.y;
     });
@@ -257,8 +259,7 @@ __device__ void measure_rows(const Backward<T, kAligned>& p, const Place& at, co
 }
 
 __device__ inline bool is_softmax(const GateArguments& gates, int part) {
-  return part == kK ? gates.key == KeyMap::softmax
-                    : part == kQ && gates.query == QueryMap::softmax;
+  return part == kK ? gates.key == KeyMap::softmax : part == kQ && gates.query == QueryMap::softmax;
 }
 
 // Of soft-maxed rows: maximum, 1 / sum, and y.dy of the soft-maxed y.
@@ -270,13 +271,14 @@ __device__ void measure_softmax(const Backward<T, kAligned>& p, const Place& at,
   });
   // gamma holds the sums for a moment: its values follow in row_factors.
   measure_rows<false, false>(p, at, m, m.scale, m.gamma,
-                      [&](int part, int row, const Quad& y, const Quad& dy) {
-                        Quad power;
-                        for (int e = 0; e < 4; ++e)
-                          power[e] = expf(y[e] - m.top[part * kMaxRows + row]);
-                        return float2{sum_of(power, {1, 1, 1, 1}), sum_of(power, dy)};
-                      });
-  for (int row = static_cast<int>(threadIdx.x); row < at.rows(); row += static_cast<int>(blockDim.x))
+                             [&](int part, int row, const Quad& y, const Quad& dy) {
+                               Quad power;
+                               for (int e = 0; e < 4; ++e)
+                                 power[e] = expf(y[e] - m.top[part * kMaxRows + row]);
+                               return float2{sum_of(power, {1, 1, 1, 1}), sum_of(power, dy)};
+                             });
+  for (int row = static_cast<int>(threadIdx.x); row < at.rows();
+       row += static_cast<int>(blockDim.x))
     for (int part = kQ; part <= kK; ++part) {
       const int i = part * kMaxRows + row;
       m.scale[i] = 1 / m.scale[i];
@@ -285,7 +287,8 @@ __device__ void measure_softmax(const Backward<T, kAligned>& p, const Place& at,
   __syncthreads();
 }
 
-// n and along of v, a warp per run: only values by their own norm need them before they are applied.
+// n and along of v, a warp per run: only values by their own norm need them before they are
+// applied.
 template <class T, bool kAligned>
 __device__ void measure_values(const Backward<T, kAligned>& p, const Place& at,
                                const TileShared& m) {
@@ -499,8 +502,8 @@ __device__ void apply(const Backward<T, kAligned>& p, int part, int first_quad, 
   if (active && at.owner) {
 #pragma unroll
     for (int i = 0; i < kTail; ++i)
-      dc[kRunTokens + i] = unpack(
-          load_quad<true>(halo + (((at.run + 1) * kTail + i) * at.quads + at.quad) * 4));
+      dc[kRunTokens + i] =
+          unpack(load_quad<true>(halo + (((at.run + 1) * kTail + i) * at.quads + at.quad) * 4));
     store_dx(x, dc, place);
     // Raw inputs again, from the cache: kept, they would cost the first half its registers.
     RawRun<T, kRunTokens> raw;
@@ -518,9 +521,9 @@ __device__ void tile_backward(const Backward<T, kAligned>& p, const Place& at,
                               const TileShared& m) {
   if (threadIdx.x < 32) find_starts(p.documents, at.b, at.first, m.starts);
   __syncthreads();
-  measure_rows<kPlain, false>(
-      p, at, m, m.n, m.along,
-      [](int, int, const Quad& y, const Quad& dy) { return float2{sum_of(y, y), sum_of(y, dy)}; });
+  measure_rows<kPlain, false>(p, at, m, m.n, m.along, [](int, int, const Quad& y, const Quad& dy) {
+    return float2{sum_of(y, y), sum_of(y, dy)};
+  });
   if constexpr (!kPlain) {
     if (is_softmax(p.gates, kQ) || is_softmax(p.gates, kK)) measure_softmax(p, at, m);
     if (p.gates.value == ValueMap::unit) measure_values(p, at, m);
@@ -538,8 +541,7 @@ __device__ void tile_backward(const Backward<T, kAligned>& p, const Place& at,
   __syncthreads();
   if (row < kScalars) {
     float& to = at.share[Share{p.s.K, p.s.V}.scalars() + row];
-    const float sum =
-        m.scalars[row] + m.scalars[kScalars + row] + m.scalars[2 * kScalars + row];
+    const float sum = m.scalars[row] + m.scalars[kScalars + row] + m.scalars[2 * kScalars + row];
     to = at.first_tile ? sum : to + sum;
   }
 #pragma unroll 1
@@ -605,7 +607,8 @@ struct Totals {
 
 constexpr int kSumColumns = 32, kSumRows = 8;
 
-// Grid (columns / 32, H), 8 rows of threads: each adds every eighth share, then the eight are added.
+// Grid (columns / 32, H), 8 rows of threads: each adds every eighth share, then the eight are
+// added.
 __global__ void sum_shares_kernel(const __grid_constant__ Totals p) {
   SharedMemory shared;
   double* sums = shared.array<double>(kSumColumns * kSumRows);
@@ -639,21 +642,21 @@ void sum_shares(const Context& context, const MixerPrepBackward& x, const MixerD
                 const float* shares) {
   const RuleInfo& rule = rule_info(x.options.rule);
   const bool mamba = x.options.decay == DecayGate::dual_mamba;
-  const Totals totals{
-      s.H,
-      rows,
-      {s.K, s.V},
-      shares,
-      dense_pointer(x.dw.q_conv),
-      dense_pointer(x.dw.k_conv),
-      dense_pointer(x.dw.v_conv),
-      pointer<float>(x.dw.b_bias),
-      mamba ? pointer<float>(x.dw.a_log) : nullptr,
-      pointer<float>(x.dw.a_bias),
-      rule.scalar != LearnedScalar::none ? pointer<float>(x.dw.theta) : nullptr,
-      pointer<float>(x.w.theta),
-      rule.scalar == LearnedScalar::per_layer};
-  const auto columns = static_cast<unsigned>((totals.share.floats() + kSumColumns - 1) / kSumColumns);
+  const Totals totals{s.H,
+                      rows,
+                      {s.K, s.V},
+                      shares,
+                      dense_pointer(x.dw.q_conv),
+                      dense_pointer(x.dw.k_conv),
+                      dense_pointer(x.dw.v_conv),
+                      pointer<float>(x.dw.b_bias),
+                      mamba ? pointer<float>(x.dw.a_log) : nullptr,
+                      pointer<float>(x.dw.a_bias),
+                      rule.scalar != LearnedScalar::none ? pointer<float>(x.dw.theta) : nullptr,
+                      pointer<float>(x.w.theta),
+                      rule.scalar == LearnedScalar::per_layer};
+  const auto columns =
+      static_cast<unsigned>((totals.share.floats() + kSumColumns - 1) / kSumColumns);
   launch(context, sum_shares_kernel,
          {dim3(columns, static_cast<unsigned>(s.H)), kSumColumns * kSumRows,
           SharedSize().array<double>(kSumColumns * kSumRows).bytes()},
