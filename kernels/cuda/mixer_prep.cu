@@ -9,7 +9,7 @@
 //   4. A = beta_i k_i.k_j from the rounded keys (tensor cores in bf16, FMA in f32), its inverse,
 //      T_zero.
 //
-// A second, tiny kernel advances tail and position, which may lie in place of the old ones.
+// mixer_progress.cu then advances tail and position, which may lie in place of the old ones.
 #include <algorithm>
 
 #include "kernels/cuda/mixer_tokens.cuh"
@@ -423,68 +423,7 @@ __global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)
   store_inverse(p, c, m);
 }
 
-// ---- Tail and position -------------------------------------------------------------------------
-
-template <class T, bool kAligned>
-struct Progress {
-  MixerDims s;
-  ConvChannels<T, kAligned> q, k, v;
-  DocumentMap documents;
-  float* tail;
-  int64_t tail_stride;
-  int64_t* position;
-};
-
-// Raw input t of a channel, t >= -3.
-template <class T, bool kAligned>
-__device__ float raw_input(const ConvChannels<T, kAligned>& c, int b, int64_t t, int64_t T_,
-                           int64_t column) {
-  if (t >= 0) return to_float(c.x[(b * T_ + t) * c.stride + column]);
-  return c.tail ? c.tail[(b * kConvTail + kConvTail + t) * c.tail_stride + column] : 0;
-}
-
-// Grid (channels / threads, B). A thread reads all it needs before it writes.
-template <class T, bool kAligned>
-__global__ void advance_kernel(const __grid_constant__ Progress<T, kAligned> p) {
-  SharedMemory shared;
-  int64_t* found = shared.array<int64_t>(static_cast<int>(blockDim.x) / 32);
-  const int b = static_cast<int>(blockIdx.y);
-  const int64_t last = last_start_before(p.documents, b, p.s.T, found);
-  if (p.position && blockIdx.x == 0 && threadIdx.x == 0)
-    p.position[b] = last >= 0 ? p.s.T - last : p.documents.before(b) + p.s.T;
-  const int64_t keys = static_cast<int64_t>(p.s.H) * p.s.K, all = 2 * keys + p.s.H * p.s.V;
-  const int64_t channel = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (!p.tail || channel >= all) return;
-  const ConvChannels<T, kAligned>& part = channel < keys ? p.q : channel < 2 * keys ? p.k : p.v;
-  const int64_t column =
-      channel < keys ? channel : channel - (channel < 2 * keys ? keys : 2 * keys);
-  float x[kConvTail];
-  for (int i = 0; i < kConvTail; ++i) {
-    const int64_t t = p.s.T - kConvTail + i;
-    x[i] = last >= 0 && last > t ? 0 : raw_input(part, b, t, p.s.T, column);
-  }
-  for (int i = 0; i < kConvTail; ++i) p.tail[(b * kConvTail + i) * p.tail_stride + channel] = x[i];
-}
-
-template <class T, bool kAligned>
-void advance(const Context& context, const MixerPrepForward& x, const Forward<T, kAligned>& p) {
-  if (x.conv_tail_out.empty() && x.position_out.empty()) return;
-  constexpr unsigned kThreads = 256;
-  const Progress<T, kAligned> progress{p.s,
-                                       p.q,
-                                       p.k,
-                                       p.v,
-                                       p.documents,
-                                       pointer<float>(x.conv_tail_out),
-                                       x.conv_tail_out.stride,
-                                       pointer<int64_t>(x.position_out)};
-  const int64_t channels = p.s.H * (2 * p.s.K + p.s.V);
-  const dim3 grid(
-      x.conv_tail_out.empty() ? 1u : static_cast<unsigned>((channels + kThreads - 1) / kThreads),
-      static_cast<unsigned>(p.s.B));
-  launch(context, advance_kernel<T, kAligned>,
-         {grid, kThreads, SharedSize().array<int64_t>(kThreads / 32).bytes()}, progress);
-}
+// ---- Launch -----------------------------------------------------------------------------------
 
 template <class T, bool kAligned, bool kPlain>
 void launch_forward(const Context& context, const MixerPrepForward& x) {
@@ -495,7 +434,6 @@ void launch_forward(const Context& context, const MixerPrepForward& x) {
          {dim3(static_cast<unsigned>(blocks)), static_cast<unsigned>(threads),
           ChunkShared<T>::bytes(p.s.K)},
          p);
-  advance(context, x, p);
 }
 
 void forward(Context& context, const MixerPrepForward& x) {
@@ -508,6 +446,7 @@ void forward(Context& context, const MixerPrepForward& x) {
     if (!aligned) return launch_forward<T, false, false>(context, x);
     plain ? launch_forward<T, true, true>(context, x) : launch_forward<T, true, false>(context, x);
   });
+  advance_mixer(context, x);
 }
 
 KLA_OP(mixer_prep_forward, KLA_BACKEND, forward);

@@ -185,4 +185,8 @@ __device__ void convolve(const RawRun<T, kRun>& run, const Filter& f, uint32_t s
   }
 }
 
+// Writes conv_tail_out and position_out, which may be the memory of conv_tail and position
+// (mixer_progress.cu).
+void advance_mixer(const Context&, const MixerPrepForward&);
+
 }  // namespace kla::KLA_BACKEND
