@@ -135,17 +135,17 @@ __device__ Quad raw_before(const ConvChannels<T, kAligned>& c, const RunPlace& p
 }
 
 template <int kRun, class T, bool kAligned>
-__device__ void load_run(RawRun<T, kRun>& run, const ConvChannels<T, kAligned>& c, const RunPlace& p) {
-  const T* row = c.x + (p.b * p.T + p.t) * c.stride + static_cast<int64_t>(p.h) * c.width +
-                 p.channel;
+__device__ void load_run(RawRun<T, kRun>& run, const ConvChannels<T, kAligned>& c,
+                         const RunPlace& p) {
+  const T* row =
+      c.x + (p.b * p.T + p.t) * c.stride + static_cast<int64_t>(p.h) * c.width + p.channel;
 #pragma unroll
   for (int i = 0; i < kRun; ++i) {
     run.x[i] = {};
     if (p.t + i < p.T) run.x[i] = load_quad<kAligned>(row + i * c.stride);
   }
 #pragma unroll
-  for (int i = 0; i < kConvTail; ++i)
-    run.window[i] = raw_before(c, p, p.t - kConvTail + i);
+  for (int i = 0; i < kConvTail; ++i) run.window[i] = raw_before(c, p, p.t - kConvTail + i);
   if (p.starts & 2) run.window[0] = {};
   if (p.starts & 4) run.window[0] = run.window[1] = {};
 }
@@ -184,5 +184,9 @@ __device__ void convolve(const RawRun<T, kRun>& run, const Filter& f, uint32_t s
     visit(i, c, taps);
   }
 }
+
+// Writes conv_tail_out and position_out, which may be the memory of conv_tail and position
+// (mixer_progress.cu).
+void advance_mixer(const Context&, const MixerPrepForward&);
 
 }  // namespace kla::KLA_BACKEND
