@@ -5,7 +5,7 @@
 #include <string>
 
 #include "commands/commands.h"
-#include "config/load.h"
+#include "commands/failure.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "version.h"
@@ -42,17 +42,6 @@ void print_usage(std::FILE* out) {
     std::fprintf(out, "  %-10s %s\n", command.name, command.help);
 }
 
-int fail(const kla::Error& error) {
-  kla::log::status_line("");
-  if (dynamic_cast<const kla::ConfigError*>(&error)) {  // located lines, complete as they are
-    std::fprintf(stderr, "%s\n", error.what());
-    return static_cast<int>(error.code());
-  }
-  kla::log::error(error.what());
-  if (!error.remedy().empty()) std::fprintf(stderr, "  -> %s\n", error.remedy().c_str());
-  return static_cast<int>(error.code());
-}
-
 int dispatch(int argc, char** argv) {
   const std::string name = argc > 1 ? argv[1] : "";
   if (name == "--version") {
@@ -75,12 +64,13 @@ int main(int argc, char** argv) {
   try {
     return dispatch(argc, argv);
   } catch (const kla::Error& error) {
-    return fail(error);
+    return kla::print_failure(error);
   } catch (const std::bad_alloc&) {
-    return fail(kla::Error(kla::Exit::io, "out of memory",
-                           "reduce train.micro_batch_size or data.seq_len"));
+    return kla::print_failure(kla::Error(kla::Exit::io, "out of memory",
+                                         "reduce train.micro_batch_size or data.seq_len"));
   } catch (const std::exception& e) {
-    return fail(kla::Error(kla::Exit::internal, std::string("internal error: ") + e.what(),
-                           "this is a bug in kla: please report it with the command line"));
+    return kla::print_failure(
+        kla::Error(kla::Exit::internal, std::string("internal error: ") + e.what(),
+                   "this is a bug in kla: please report it with the command line"));
   }
 }

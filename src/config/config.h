@@ -101,7 +101,15 @@ struct LogConfig {
 struct DeviceConfig {
   std::string backend = "auto";  // auto: a GPU if there is one | cpu | cuda | simt
   std::string dtype = "auto";    // of activations and matrix products: bf16 (auto on GPUs) | f32
-  int64_t threads = 0;           // 0: one a core; the results do not depend on it
+  std::string deterministic = "default";  // strict: the same bits on 1, 2, 4, ... CPU ranks
+  int64_t threads = 0;                    // 0: one a core; the results do not depend on it
+};
+
+// Runs of several ranks: how long the others wait for one, seconds. Then exit 6.
+struct DistConfig {
+  int64_t init_timeout_s = 300;  // until all have arrived and read their data
+  int64_t step_timeout_s = 100;  // in a step: longer than the slowest takes for its share
+  int64_t save_timeout_s = 420;  // while rank 0 writes a checkpoint
 };
 
 struct NonfiniteConfig {
@@ -124,6 +132,7 @@ struct Config {
   CheckpointConfig checkpoint;
   LogConfig log;
   DeviceConfig device;
+  DistConfig dist;
   GuardConfig guard;
 };
 

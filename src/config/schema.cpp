@@ -180,8 +180,23 @@ static void describe(Schema& s, DeviceConfig& c) {
   s.add("dtype", &c.dtype,
         "number type of activations and matrix products; auto: bf16 on a GPU, f32 elsewhere",
         {.choices = {"auto", "bf16", "f32"}});
+  s.add("deterministic", &c.deterministic,
+        "strict: sums of gradients in a fixed tree, so that 1, 2, 4, ... CPU ranks give the same "
+        "bits; costs memory for one more gradient each time the micro-batches of a rank double",
+        {.choices = {"default", "strict"}});
   s.add("threads", &c.threads, "CPU threads; 0: one a core. The results do not depend on it",
         {.min = 0, .max = 4096, .safe = true});
+}
+
+static void describe(Schema& s, DistConfig& c) {
+  s.add("init_timeout_s", &c.init_timeout_s,
+        "how long ranks wait until all have arrived and read their data; then exit 6",
+        {.unit = "seconds", .min = 1, .max = 1e6, .safe = true});
+  s.add("step_timeout_s", &c.step_timeout_s,
+        "how long ranks wait for one that does not come along; longer than a step takes",
+        {.unit = "seconds", .min = 1, .max = 1e6, .safe = true});
+  s.add("save_timeout_s", &c.save_timeout_s, "how long they wait while rank 0 writes a checkpoint",
+        {.unit = "seconds", .min = 1, .max = 1e6, .safe = true});
 }
 
 static void describe(Schema& s, NonfiniteConfig& c) {
@@ -221,6 +236,7 @@ Schema schema_of(Config& config) {
   s.section("checkpoint", "checkpoints", config.checkpoint);
   s.section("log", "console and metrics", config.log);
   s.section("device", "hardware", config.device);
+  s.section("dist", "runs of several ranks", config.dist);
   s.section("guard", "when to give up", config.guard);
   return s;
 }

@@ -28,6 +28,27 @@ Window read_window(const TokenDataset& data, int64_t first, int64_t targets, boo
   return window;
 }
 
+// The losses of a round of windows: scorer.rows() of them for each process.
+std::vector<std::vector<float>> score_together(Scorer& scorer, const std::vector<Window>& windows,
+                                               const EvaluationShare& share) {
+  if (share.size == 1) return scorer.score(windows);
+  const auto n = static_cast<int64_t>(windows.size());
+  const int64_t begin = std::min(n, share.rank * scorer.rows());
+  const int64_t end = std::min(n, begin + scorer.rows());
+  std::vector<float> mine;
+  for (const auto& losses : scorer.score({windows.begin() + begin, windows.begin() + end}))
+    mine.insert(mine.end(), losses.begin(), losses.end());
+  const int64_t most = scorer.rows() * windows.front().targets();  // only the last may be short
+  const std::vector<float> all = share.gather(mine, most);
+  std::vector<std::vector<float>> losses;
+  for (int64_t w = 0; w < n; ++w) {
+    const auto first = all.begin() + w / scorer.rows() * most +
+                       w % scorer.rows() * windows.front().targets();
+    losses.emplace_back(first, first + windows[static_cast<size_t>(w)].targets());
+  }
+  return losses;
+}
+
 // Adds the losses of the targets first+1, first+2, ... to the documents they belong to.
 void add_by_document(const TokenDataset& data, int64_t first, const std::vector<float>& losses,
                      DocumentLosses& sums) {
@@ -80,15 +101,16 @@ Perplexity evaluate_perplexity(Scorer& scorer, const TokenDataset& data,
   sums = {std::vector<double>(documents), std::vector<int64_t>(documents)};
   result.length = T;
   double loss = 0;
+  const int64_t round = scorer.rows() * options.share.size;
   for (int64_t first = 0; first < total;) {
     std::vector<Window> windows;
     std::vector<int64_t> starts;
-    for (int64_t row = 0; row < scorer.rows() && first < total; ++row, first += T) {
+    for (int64_t row = 0; row < round && first < total; ++row, first += T) {
       windows.push_back(
           read_window(data, first, std::min(T, total - first), options.reset_at_documents));
       starts.push_back(first);
     }
-    const auto losses = scorer.score(windows);
+    const auto losses = score_together(scorer, windows, options.share);
     for (size_t w = 0; w < windows.size(); ++w) {
       add_by_document(data, starts[w], losses[w], sums);
       for (float nats : losses[w]) loss += static_cast<double>(nats);

@@ -38,10 +38,19 @@ struct Perplexity {
 // "length 512 | loss 4.1234 [4.0511, 4.2003] | ppl 61.77 | 1.934 bits/byte | 61.2k targets | 3.2 s"
 std::string describe(const Perplexity&);
 
+// One of several processes that score together: of `size` batches of windows in a row, this one
+// does number `rank`, and `gather` returns the losses of all of them in that order, each filled up
+// to `most` numbers. Every process gets the same result, the one that a single process gets.
+struct EvaluationShare {
+  int rank = 0, size = 1;
+  std::function<std::vector<float>(std::vector<float> mine, int64_t most)> gather;
+};
+
 struct PerplexityOptions {
   int64_t length = 512;             // T: window i is tokens [iT, iT+T], from the empty state
   int64_t max_tokens = 0;           // stop after about this many targets; 0: the whole set
   bool reset_at_documents = false;  // as the model was trained
+  EvaluationShare share = {};
 };
 
 // `token_bytes`: bytes of text of each id (Tokenizer::token_bytes). `progress` is called with

@@ -127,6 +127,7 @@ void rebuild_csv(const std::string& directory) {
 }
 
 void append(File& file, const Json& row) {
+  if (!file.is_open()) return;
   file.write(row.dump(-1, ' ', true, Json::error_handler_t::replace) + "\n");
 }
 
@@ -161,6 +162,7 @@ void MetricsWriter::write(const EvalRow& row) {
 }
 
 void MetricsWriter::write(const ProbeRow& row) {
+  if (!train_.is_open()) return;
   if (!probes_.is_open()) probes_ = File::append(directory_ + "/probes.jsonl");
   append(probes_, to_json(row));
 }
@@ -172,6 +174,7 @@ void MetricsWriter::write(const EventRow& r) {
 }
 
 void MetricsWriter::sync() {
+  if (!train_.is_open()) return;
   train_.sync();
   eval_.sync();
   if (probes_.is_open()) probes_.sync();

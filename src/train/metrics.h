@@ -47,6 +47,7 @@ struct EventRow {
 
 class MetricsWriter {
  public:
+  MetricsWriter() = default;  // writes nothing: on ranks other than 0
   // Opens DIRECTORY/metrics/, cuts rows with step > `step` and a torn last line. Error{io}.
   MetricsWriter(const std::string& run_directory, int64_t step, bool csv);
 
@@ -58,7 +59,7 @@ class MetricsWriter {
 
  private:
   std::string directory_;
-  bool csv_;
+  bool csv_ = false;
   File train_, eval_, csv_file_, probes_;
 };
 

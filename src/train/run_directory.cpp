@@ -93,6 +93,7 @@ void RunDirectory::write_config(const std::string& frozen) const {
 }
 
 void RunDirectory::record_start(const RunIdentity& id, int64_t step) const {
+  if (path_.empty()) return;
   Json run = read_json(path_ + "/run.json");
   run["format"] = 1;
   run["program"] = {{"version", KLA_VERSION},
@@ -114,13 +115,15 @@ void RunDirectory::record_start(const RunIdentity& id, int64_t step) const {
   run["parameters"] = {{"total", id.parameters}, {"embedding", id.embedding_parameters}};
   run["cost"] = {{"state_values", id.cost.state_values},
                  {"training_flops_per_token", id.cost.training_flops_per_token}};
-  run["world_size"] = 1;
+  run["world_size"] = id.ranks;
   if (!run["starts"].is_array()) run["starts"] = Json::array();
-  run["starts"].push_back({{"started", timestamp()}, {"from_step", step}});
+  run["starts"].push_back(
+      {{"started", timestamp()}, {"from_step", step}, {"world_size", id.ranks}});
   write_json(path_ + "/run.json", run);
 }
 
 void RunDirectory::record_end(int exit_code, int64_t step) const {
+  if (path_.empty()) return;
   Json run = read_json(path_ + "/run.json");
   if (!run["starts"].is_array() || run["starts"].empty()) return;
   Json& last = run["starts"].back();
@@ -131,6 +134,7 @@ void RunDirectory::record_end(int exit_code, int64_t step) const {
 }
 
 void RunDirectory::record_failure(int exit_code, const std::string& why) const {
+  if (path_.empty()) return;
   try {
     Json status = read_json(path_ + "/status.json");
     status["state"] = "failed";
@@ -145,6 +149,7 @@ void RunDirectory::record_failure(int exit_code, const std::string& why) const {
 }
 
 void RunDirectory::write_status(const RunStatus& s) const {
+  if (path_.empty()) return;
   Json status = {{"state", s.state},    {"step", s.step},
                  {"steps", s.steps},    {"tokens", s.tokens},
                  {"time", timestamp()}, {"pid", ::getpid()},

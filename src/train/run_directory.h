@@ -21,7 +21,7 @@ struct RunIdentity {
   int64_t parameters = 0, embedding_parameters = 0;
   ModelCost cost;
   std::string device;
-  int threads = 0;
+  int threads = 0, ranks = 1;
 };
 
 struct RunStatus {
@@ -41,7 +41,9 @@ class RunDirectory {
   // Creates the directory if need be and takes its lock; Error{usage} naming pid and host of
   // another process that holds it, Error{io}.
   static RunDirectory open(const std::string& path);
+  RunDirectory() = default;  // of ranks other than 0: touches nothing
   RunDirectory(RunDirectory&&) noexcept = default;
+  RunDirectory& operator=(RunDirectory&&) noexcept = default;
 
   const std::string& path() const { return path_; }
   std::string checkpoints() const { return path_ + "/checkpoints"; }
