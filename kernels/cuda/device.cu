@@ -142,8 +142,12 @@ class GpuServices final : public DeviceServices {
   void fill(void* device, uint8_t byte, int64_t bytes) override {
     KLA_CUDA_CHECK(cudaMemsetAsync(device, byte, static_cast<size_t>(bytes), stream_));
   }
-  void synchronize() override { KLA_CUDA_CHECK(cudaStreamSynchronize(stream_)); }
-  void* stream() override { return stream_; }
+  void synchronize() override {
+    KLA_CUDA_CHECK(cudaStreamSynchronize(stream_));
+  }
+  void* stream() override {
+    return stream_;
+  }
 
 #ifndef KLA_SIMT
   bool idle() override {
