@@ -53,8 +53,11 @@ function(kla_cuda_layer)
   target_compile_options(kla_kernels_cuda PRIVATE
     $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-fno-math-errno -Xptxas=-v --expt-relaxed-constexpr>
     $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${KLA_WERROR}>>:-Werror=all-warnings -Xcompiler=-Werror>)
-  set_target_properties(kla_kernels_cuda PROPERTIES CUDA_COMPILER_LAUNCHER
-    "${CMAKE_SOURCE_DIR}/tools/kernel_report.py;--compile;${CMAKE_CUDA_COMPILER_LAUNCHER}")
+  find_program(KLA_PYTHON python3)  # for the report; the build goes without
+  if(KLA_PYTHON)
+    set_target_properties(kla_kernels_cuda PROPERTIES CUDA_COMPILER_LAUNCHER
+      "${KLA_PYTHON};${CMAKE_SOURCE_DIR}/tools/kernel_report.py;--compile;${CMAKE_CUDA_COMPILER_LAUNCHER}")
+  endif()
   if(KLA_CUDNN_INCLUDE AND KLA_CUDNN_LIBRARY)
     target_link_libraries(kla_kernels_cuda PUBLIC ${KLA_CUDNN_LIBRARY})
     target_include_directories(kla_kernels_cuda SYSTEM PRIVATE ${KLA_CUDNN_INCLUDE})

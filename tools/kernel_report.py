@@ -18,6 +18,7 @@ SHARED = re.compile(r"(\d+) bytes smem")
 
 
 def compile_object(command):
+    command = [word for word in command if word]  # an empty launcher is an empty word
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     remarks = [line for line in done.stderr.splitlines() if line.startswith("ptxas info") or FRAME.search(line)]
     others = [line for line in done.stderr.splitlines() if line not in remarks]

@@ -5,11 +5,17 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <chrono>
+#include <cmath>
 #include <map>
 #include <string>
+#include <vector>
 
+#include "core/device.h"
 #include "core/error.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/matmul_choices.h"
 #include "kernels/cuda/runtime.h"
 
 namespace kla::cuda {
@@ -114,6 +120,47 @@ cublasLtHandle_t library() {
   return handle;
 }
 
+// One product as the library takes it.
+class Call {
+ public:
+  explicit Call(const Gemm& g)
+      : g_(g),
+        added_(g.added.empty() ? g.c : g.added),
+        product_(g),
+        a_(g.a),
+        b_(g.b),
+        c_(g.c),
+        added_layout_(added_) {}
+
+  // The library's suggestions, the one it takes for the fastest first; at least one.
+  std::vector<cublasLtMatmulAlgo_t> suggestions(int most) const {
+    const Preference preference(g_);
+    std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<size_t>(most));
+    int count = 0;
+    check(cublasLtMatmulAlgoGetHeuristic(library(), product_.handle, b_.handle, a_.handle,
+                                         added_layout_.handle, c_.handle, preference.handle, most,
+                                         results.data(), &count),
+          "cublasLtMatmulAlgoGetHeuristic", describe(g_));
+    std::vector<cublasLtMatmulAlgo_t> algorithms;
+    for (int i = 0; i < count; ++i) algorithms.push_back(results[static_cast<size_t>(i)].algo);
+    KLA_CHECK(!algorithms.empty(), "cuBLASLt has no kernel for " + describe(g_));
+    return algorithms;
+  }
+
+  cublasStatus_t run(const cublasLtMatmulAlgo_t& algorithm, void* result, void* workspace) const {
+    const float one = 1, keep = g_.added.empty() ? 0.0f : 1.0f;
+    return cublasLtMatmul(library(), product_.handle, &one, g_.b.data, b_.handle, g_.a.data,
+                          a_.handle, &keep, added_.data, added_layout_.handle, result, c_.handle,
+                          &algorithm, workspace, static_cast<size_t>(kWorkspace), stream());
+  }
+
+ private:
+  const Gemm& g_;
+  const View& added_;
+  Product product_;
+  Layout a_, b_, c_, added_layout_;
+};
+
 // Everything the library's choice may depend on.
 using Key = std::array<int64_t, 15>;
 Key key_of(const Gemm& g) {
@@ -135,29 +182,69 @@ Key key_of(const Gemm& g) {
           alignment_of(added)};
 }
 
+std::string text_of(const Key& key) {
+  std::string text =
+      services_of(Device::cuda).describe() + ", cuBLASLt " + std::to_string(cublasLtGetVersion());
+  for (int64_t number : key) text += ' ' + std::to_string(number);
+  return text;
+}
+
+// Seconds of one call, the best of a few; infinite if the algorithm does not run.
+double seconds_of(const Call& call, const cublasLtMatmulAlgo_t& algorithm, void* result,
+                  void* workspace) {
+  constexpr int kTurns = 4;  // the first of them warms up
+  using Clock = std::chrono::steady_clock;
+  DeviceServices& gpu = services_of(Device::cuda);
+  double best = HUGE_VAL;
+  gpu.synchronize();
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const Clock::time_point begin = Clock::now();
+    if (call.run(algorithm, result, workspace) != CUBLAS_STATUS_SUCCESS) return HUGE_VAL;
+    gpu.synchronize();
+    if (turn > 0)
+      best = std::min(best, std::chrono::duration<double>(Clock::now() - begin).count());
+  }
+  return best;
+}
+
+// Results go to memory of their own, since a product may add to its result.
+cublasLtMatmulAlgo_t fastest(const Gemm& g, const Call& call, void* workspace) {
+  constexpr int kCandidates = 8;
+  const std::vector<cublasLtMatmulAlgo_t> candidates = call.suggestions(kCandidates);
+  DeviceServices& gpu = services_of(Device::cuda);
+  void* result = gpu.allocate(g.c.rows() * g.c.stride * size_of(g.c.dtype));
+  if (!result) return candidates.front();  // no room to try
+  const cublasLtMatmulAlgo_t* best = &candidates.front();
+  double best_seconds = HUGE_VAL;
+  for (const cublasLtMatmulAlgo_t& candidate : candidates) {
+    const double seconds = seconds_of(call, candidate, result, workspace);
+    if (seconds < best_seconds) {
+      best_seconds = seconds;
+      best = &candidate;
+    }
+  }
+  gpu.release(result);
+  return *best;
+}
+
+cublasLtMatmulAlgo_t choose(const Gemm& g, const Call& call, void* workspace) {
+  static_assert(sizeof(cublasLtMatmulAlgo_t) == sizeof(Algorithm));
+  MatmulChoices* choices = MatmulChoices::of_environment();
+  if (!choices) return call.suggestions(1).front();
+  const std::string product = text_of(key_of(g));
+  if (const auto found = choices->find(product)) return std::bit_cast<cublasLtMatmulAlgo_t>(*found);
+  const cublasLtMatmulAlgo_t algorithm = fastest(g, call, workspace);
+  choices->add(product, std::bit_cast<Algorithm>(algorithm));
+  return algorithm;
+}
+
 void multiply(const Gemm& g, void* workspace) {
   static std::map<Key, cublasLtMatmulAlgo_t> chosen;
-  const View& added = g.added.empty() ? g.c : g.added;
-  const Layout a(g.a), b(g.b), c(g.c), added_layout(added);
-  const Product product(g);
+  const Call call(g);
   const Key key = key_of(g);
   auto found = chosen.find(key);
-  if (found == chosen.end()) {
-    const Preference preference(g);
-    cublasLtMatmulHeuristicResult_t best{};
-    int count = 0;
-    check(cublasLtMatmulAlgoGetHeuristic(library(), product.handle, b.handle, a.handle,
-                                         added_layout.handle, c.handle, preference.handle, 1, &best,
-                                         &count),
-          "cublasLtMatmulAlgoGetHeuristic", describe(g));
-    KLA_CHECK(count > 0, "cuBLASLt has no kernel for " + describe(g));
-    found = chosen.emplace(key, best.algo).first;
-  }
-  const float one = 1, keep = g.added.empty() ? 0.0f : 1.0f;
-  check(cublasLtMatmul(library(), product.handle, &one, g.b.data, b.handle, g.a.data, a.handle,
-                       &keep, added.data, added_layout.handle, g.c.data, c.handle, &found->second,
-                       workspace, static_cast<size_t>(kWorkspace), stream()),
-        "cublasLtMatmul", describe(g));
+  if (found == chosen.end()) found = chosen.emplace(key, choose(g, call, workspace)).first;
+  check(call.run(found->second, g.c.data, workspace), "cublasLtMatmul", describe(g));
 }
 
 }  // namespace

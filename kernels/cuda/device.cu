@@ -60,6 +60,7 @@ class Tracer final : public OpObserver {
   void begin(const OpBase& op, const void*) override { nvtxRangePushA(op.name()); }
   void end() override { nvtxRangePop(); }
 };
+#endif
 
 class Graph final : public Recording {
  public:
@@ -85,7 +86,6 @@ class Graph final : public Recording {
  private:
   cudaGraphExec_t executable_ = nullptr;
 };
-#endif
 
 class GpuServices final : public DeviceServices {
  public:
@@ -103,7 +103,9 @@ class GpuServices final : public DeviceServices {
            std::to_string(properties_.minor);
   }
 #ifndef KLA_SIMT
-  std::vector<std::string> libraries() const override { return library_versions(); }
+  std::vector<std::string> libraries() const override {
+    return library_versions();
+  }
 #endif
   int64_t free_bytes() const override {
     size_t free = 0, total = 0;
@@ -121,7 +123,9 @@ class GpuServices final : public DeviceServices {
     check_cuda(error, "cudaMalloc", __FILE__, __LINE__);
     return memory;
   }
-  void release(void* memory) noexcept override { cudaFree(memory); }
+  void release(void* memory) noexcept override {
+    cudaFree(memory);
+  }
 
   void upload(void* device, const void* host, int64_t bytes) override {
     if (!ring_) ring_ = std::make_unique<UploadRing>();
@@ -133,21 +137,23 @@ class GpuServices final : public DeviceServices {
     synchronize();
   }
   void copy(void* to, const void* from, int64_t bytes) override {
-    KLA_CUDA_CHECK(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice,
-                                   stream_));
+    KLA_CUDA_CHECK(
+        cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream_));
   }
   void fill(void* device, uint8_t byte, int64_t bytes) override {
     KLA_CUDA_CHECK(cudaMemsetAsync(device, byte, static_cast<size_t>(bytes), stream_));
   }
-  void synchronize() override { KLA_CUDA_CHECK(cudaStreamSynchronize(stream_)); }
+  void synchronize() override {
+    KLA_CUDA_CHECK(cudaStreamSynchronize(stream_));
+  }
 
-#ifndef KLA_SIMT
   // The first call is for what ops set up once (library handles, kernels loaded on demand), which a
   // capture forbids.
   std::unique_ptr<Recording> record(std::function<void()> work) override {
     work();
     return std::make_unique<Graph>(work);
   }
+#ifndef KLA_SIMT
   OpObserver* tracer() override {
     return &tracer_;
   }

@@ -120,8 +120,9 @@ __device__ inline const Run& run_of(const RunTable& table, int64_t tile) {
   return table.run[found];
 }
 
+// __grid_constant__: a table indexed at run time would otherwise be copied to every thread's stack.
 template <class T, int N>
-__global__ void adamw_kernel(Buffers<T> a, Step step, RunTable table) {
+__global__ void adamw_kernel(Buffers<T> a, Step step, const __grid_constant__ RunTable table) {
   const Run& run = run_of(table, blockIdx.x);
   const float clip = clip_factor(a.norm, step.max_norm);
   const float shrink = run.decay ? step.shrink : 1.0f;

@@ -2,6 +2,7 @@
 // per element. Values are f32 in registers whatever the type in memory.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "kernels/cuda/launch.cuh"
@@ -67,11 +68,10 @@ void visit_width(Visit&& visit, const Views&... views) {
   visit(Width<1>{});
 }
 
-// Threads of a block that walks rows of `cols` elements, N at a time.
-inline unsigned row_threads(int64_t cols, int N) {
-  const int64_t vectors = (cols + N - 1) / N;
-  const int64_t warps = (vectors + kWarp - 1) / kWarp;
-  return static_cast<unsigned>(kWarp * (warps < 1 ? 1 : warps > 8 ? 8 : warps));
+// Threads of a block that walks rows of `cols` elements, N at a time: whole warps.
+inline unsigned row_threads(int64_t cols, int N, unsigned most = 256) {
+  const int64_t warps = (cols + int64_t{N} * kWarp - 1) / (int64_t{N} * kWarp);
+  return kWarp * static_cast<unsigned>(std::clamp<int64_t>(warps, 1, most / kWarp));
 }
 
 struct Silu {

@@ -117,16 +117,37 @@ Json json_of(const StepTimings& t) {
           {"memory_as_planned", t.memory_as_planned}};
 }
 
-std::string json_lines(const BenchConfig& config, const StepTimings& t,
-                       const std::vector<DecodeTiming>& decoding) {
+// Tokens a second of all rows, decoding and reading ahead.
+double decode_rate(const BenchConfig& config, const DecodeTiming& d) {
+  return static_cast<double>(config.batch) / d.seconds;
+}
+double prefill_rate(const BenchConfig& config, const DecodeTiming& d) {
+  return static_cast<double>(config.batch * d.prefilled) / d.prefill_seconds;
+}
+
+void print_decoding(const BenchConfig& config, const DecodeTiming& d) {
+  std::printf(
+      "decoding at position %lld: %.3f ms a step of %lld rows, %.0f tokens/s; prefill before it "
+      "%.0f tokens/s\n",
+      static_cast<long long>(d.position), 1e3 * d.seconds, static_cast<long long>(config.batch),
+      decode_rate(config, d), prefill_rate(config, d));
+}
+
+Json json_of(const BenchConfig& config, const DecodeTiming& d) {
+  return {{"kind", "decode"},
+          {"batch", config.batch},
+          {"position", d.position},
+          {"seconds", d.seconds},
+          {"tokens_s", decode_rate(config, d)},
+          {"prefill_tokens_s", prefill_rate(config, d)}};
+}
+
+std::string json_lines(const BenchConfig& config, const StepTimings& t) {
   std::string lines;
   for (const OpTiming& op : t.ops)
     if (wanted(config, op.op)) lines += json_of(op, t).dump() + "\n";
   for (const ProductTiming& p : t.products) lines += json_of(p).dump() + "\n";
   if (config.whole_step) lines += json_of(t).dump() + "\n";
-  for (const DecodeTiming& d : decoding)
-    lines +=
-        Json{{"kind", "decode"}, {"position", d.position}, {"seconds", d.seconds}}.dump() + "\n";
   return lines;
 }
 
@@ -134,6 +155,7 @@ std::string json_lines(const BenchConfig& config, const StepTimings& t,
 
 int bench_command(const CommandLine& command_line) {
   std::string file, json;
+  bool decode_only = false;
   std::vector<int64_t> positions;
   std::vector<std::string> overrides;
   Arguments arguments("bench", "Times a training step op by op, against this machine's limits.",
@@ -142,6 +164,7 @@ int bench_command(const CommandLine& command_line) {
   arguments.option("--json", json, "also write JSON lines to this file");
   arguments.option("--decode", positions,
                    "also time decoding after so many tokens, e.g. 128,32768");
+  arguments.flag("--decode-only", decode_only, "time decoding and prefill, not the training step");
   arguments.overrides(overrides);
   if (!arguments.parse(command_line)) return 0;
 
@@ -151,18 +174,21 @@ int bench_command(const CommandLine& command_line) {
   register_choices("ops", ops);
   const BenchConfig config = load_bench_config(file, overrides).config;
 
-  const StepTimings timings = time_training_steps(config);
-  print_ops(config, timings);
-  print_yardsticks(timings);
-  if (config.whole_step) print_step(timings);
+  std::string lines;
+  if (!decode_only) {
+    const StepTimings timings = time_training_steps(config);
+    print_ops(config, timings);
+    print_yardsticks(timings);
+    if (config.whole_step) print_step(timings);
+    lines = json_lines(config, timings);
+  }
   const std::vector<DecodeTiming> decoding =
       positions.empty() ? std::vector<DecodeTiming>() : time_decoding(config, positions);
-  for (const DecodeTiming& d : decoding)
-    std::printf("decoding at position %lld: %.2f ms a step of %lld rows, %.0f tokens/s\n",
-                static_cast<long long>(d.position), 1e3 * d.seconds,
-                static_cast<long long>(config.batch),
-                static_cast<double>(config.batch) / d.seconds);
-  if (!json.empty()) write_file_atomic(json, json_lines(config, timings, decoding));
+  for (const DecodeTiming& d : decoding) {
+    print_decoding(config, d);
+    lines += json_of(config, d).dump() + "\n";
+  }
+  if (!json.empty()) write_file_atomic(json, lines);
   return 0;
 }
 

@@ -293,22 +293,30 @@ std::vector<DecodeTiming> time_decoding(const BenchConfig& config, std::vector<i
   std::vector<DecodeTiming> timings;
   int64_t position = 0;
   for (int64_t wanted : positions) {
+    services.synchronize();
+    const auto prefill_start = Clock::now();
+    const int64_t prefill_first = position;
     while (position < wanted) {
       const int64_t length = std::min(config.seq_len, wanted - position);
       bench.prefill(length);
       position += length;
     }
-    bench.decode();  // not timed
+    services.synchronize();
+    const double prefill_seconds = seconds_since(prefill_start);
+    const int64_t prefilled = position - prefill_first;
+    // Not timed. The recording is made anew: it repeats what the last prefill left in place.
+    const auto step = services.record([&bench] { bench.decode(); });
+    step->replay();
     services.synchronize();
     std::vector<double> seconds;
     for (int64_t i = 0; i < kDecodeSteps * config.repeats; ++i) {
       const auto start = Clock::now();
-      bench.decode();
+      step->replay();
       services.synchronize();
       seconds.push_back(seconds_since(start));
     }
-    timings.push_back({position, median(seconds)});
-    position += 1 + kDecodeSteps * config.repeats;
+    timings.push_back({position, median(seconds), prefilled, prefill_seconds});
+    position += 2 + kDecodeSteps * config.repeats;
   }
   return timings;
 }

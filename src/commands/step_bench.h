@@ -49,7 +49,9 @@ StepTimings time_training_steps(const BenchConfig&);
 // One-token steps of recurrent decoding with `batch` rows, after a context of `position` tokens.
 struct DecodeTiming {
   int64_t position = 0;
-  double seconds = 0;  // a step, median
+  double seconds = 0;          // a step, median
+  int64_t prefilled = 0;       // tokens a row read in one go since the position before
+  double prefill_seconds = 0;  // for these
 };
 std::vector<DecodeTiming> time_decoding(const BenchConfig&, std::vector<int64_t> positions);
 

@@ -25,9 +25,7 @@ struct TrainArguments {
 void require_same_config(const LoadedConfig& loaded, const RunDirectory& run) {
   if (!run.has_config()) return;
   const LoadedConfig frozen = load_run_config(run.path());
-  std::string keys;
-  for (const ConfigDifference& d : diff_configs(frozen.config, loaded.config))
-    if (!d.safe) keys += "\n  " + d.path + ": " + d.before + " there, " + d.after + " now";
+  const std::string keys = differing_keys(frozen.config, loaded.config);
   if (!keys.empty())
     throw Error(
         Exit::usage, "run directory '" + run.path() + "' was started with another config:" + keys,
@@ -70,6 +68,15 @@ void restore(Trainer& trainer, const Checkpoint& checkpoint, const TrainState& e
   trainer.state() = state;
 }
 
+// Before hours are spent on a rule under which the state can grow.
+void warn_of_unstable_rule(const ModelConfig& model) {
+  const RuleInfo& rule = rule_info(find_rule(model.step_size.rule));
+  if (rule.stable()) return;
+  log::warning("step-size rule " + std::string(rule.name) + ", beta = " +
+               std::string(rule.equation) + ", can write with a gain beta |k|^2 above 2: " +
+               "the state may grow until the run stops with exit code 5");
+}
+
 int train_in(const LoadedConfig& loaded, const CommandLine& command_line, RunDirectory& run) {
   const Config& config = loaded.config;
   require_same_config(loaded, run);
@@ -90,6 +97,7 @@ int train_in(const LoadedConfig& loaded, const CommandLine& command_line, RunDir
   if (!run.has_config()) run.write_config(freeze(loaded));
 
   log::info(trainer.describe());
+  warn_of_unstable_rule(config.model);
   log::info("run         " + run.path() +
             (from ? ", continued from step " + std::to_string(state.step) : ""));
   run.record_start({.command_line = command_line,
@@ -101,6 +109,7 @@ int train_in(const LoadedConfig& loaded, const CommandLine& command_line, RunDir
                     .shuffle_seed = config.data.shuffle_seed,
                     .parameters = trainer.model().parameters().count(),
                     .embedding_parameters = trainer.model().embedding_count(),
+                    .cost = count_cost(config.model, config.data.seq_len),
                     .device = name_of(trainer.context().device),
                     .threads = trainer.context().pool->threads()},
                    state.step);

@@ -94,7 +94,8 @@ struct CheckpointConfig {
 
 struct LogConfig {
   int64_t interval_steps = 10;
-  bool csv = true;  // metrics/train.csv beside train.jsonl
+  bool csv = true;                   // metrics/train.csv beside train.jsonl
+  int64_t probe_interval_steps = 0;  // metrics/probes.jsonl: numbers from inside the mixers; 0: off
 };
 
 struct DeviceConfig {

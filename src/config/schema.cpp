@@ -168,6 +168,10 @@ static void describe(Schema& s, LogConfig& c) {
   s.add("interval_steps", &c.interval_steps, "between console and metrics lines",
         {.unit = "steps", .min = 1, .max = 1e9, .safe = true});
   s.add("csv", &c.csv, "write metrics/train.csv beside train.jsonl", {.safe = true});
+  s.add("probe_interval_steps", &c.probe_interval_steps,
+        "between looks inside the mixers (write gain, decay, state, ...: metrics/probes.jsonl); "
+        "0: off. The losses do not depend on it",
+        {.unit = "steps", .min = 0, .max = 1e9, .safe = true});
 }
 
 static void describe(Schema& s, DeviceConfig& c) {
@@ -257,6 +261,18 @@ Schema schema_of(BenchConfig& c) {
   s.section("device", "where to compute", c.device);
   s.add("ops", &c.ops, "ops to time (kernels/ops.h); empty: all", {.words = Words::identifier});
   s.add("whole_step", &c.whole_step, "also time forward, backward and update of the whole model");
+  return s;
+}
+
+Schema schema_of(SweepConfig& c) {
+  Schema s;
+  s.add("base", &c.base, "training config that all runs share, relative to this file",
+        {.required = true});
+  s.add("name", &c.name, "name of the sweep", {.words = Words::file_name, .required = true});
+  s.add("dir", &c.dir, "the run directories lie below it; {name} is replaced", {.required = true});
+  s.add("baseline", &c.baseline, "variant that the others are compared with; empty: the first");
+  s.add("references", &c.references,
+        "CSV of published differences for the report, relative to this file");
   return s;
 }
 

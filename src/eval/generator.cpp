@@ -73,7 +73,16 @@ void Generator::read(const std::vector<int32_t>& tokens) {
 void Generator::read(const int32_t* tokens, int64_t count) {
   const View tokens_now(tokens_.data, DType::i32, {count});
   upload(context_, tokens_now, tokens);
-  model_.logits_from(context_, weights_, {1, count, {}}, tokens_now, state_, logits_);
+  const auto forward = [this, tokens_now, count] {
+    model_.logits_from(context_, weights_, {1, count, {}}, tokens_now, state_, logits_);
+  };
+  if (count > 1) {
+    forward();
+  } else if (one_token_) {
+    one_token_->replay();
+  } else {
+    one_token_ = services_of(context_.device).record(forward);
+  }
   host_logits_ = downloaded<float>(context_, logits_);
   position_ += count;
 }

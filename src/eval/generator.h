@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
+#include "core/device.h"
 #include "core/philox.h"
 #include "model/language_model.h"
 
@@ -30,6 +32,8 @@ class Generator {
   // As Scorer: buffers and state from `arena`, forward passes in context.scratch; plan() for a dry
   // run.
   Generator(Context& context, Arena& arena, LanguageModel& model, const Weights& weights);
+  Generator(const Generator&) = delete;
+  Generator& operator=(const Generator&) = delete;
   void plan();
 
   void restart();  // back to the empty state
@@ -49,6 +53,7 @@ class Generator {
   View tokens_;  // [kPrefill] i32
   View logits_;  // [1,N] acc
   std::vector<float> host_logits_;
+  std::unique_ptr<Recording> one_token_;  // the forward pass of one token: one launch on a GPU
   int64_t position_ = 0;
 };
 

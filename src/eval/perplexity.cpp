@@ -16,11 +16,6 @@ namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-struct DocumentSums {
-  std::vector<double> loss;
-  std::vector<int64_t> count;
-};
-
 Window read_window(const TokenDataset& data, int64_t first, int64_t targets, bool reset) {
   Window window;
   window.tokens.resize(static_cast<size_t>(targets + 1));
@@ -35,7 +30,7 @@ Window read_window(const TokenDataset& data, int64_t first, int64_t targets, boo
 
 // Adds the losses of the targets first+1, first+2, ... to the documents they belong to.
 void add_by_document(const TokenDataset& data, int64_t first, const std::vector<float>& losses,
-                     DocumentSums& sums) {
+                     DocumentLosses& sums) {
   int64_t document = data.document_of(first + 1);
   int64_t next = data.document_start(document + 1);
   for (size_t i = 0; i < losses.size(); ++i) {
@@ -80,8 +75,9 @@ Perplexity evaluate_perplexity(Scorer& scorer, const TokenDataset& data,
   if (options.max_tokens > 0 && options.max_tokens < total)  // whole windows, one at least
     total = std::min(total, std::max<int64_t>(1, options.max_tokens / T) * T);
   const auto documents = static_cast<size_t>(data.documents());
-  DocumentSums sums{std::vector<double>(documents), std::vector<int64_t>(documents)};
   Perplexity result;
+  DocumentLosses& sums = result.by_document;
+  sums = {std::vector<double>(documents), std::vector<int64_t>(documents)};
   result.length = T;
   double loss = 0;
   for (int64_t first = 0; first < total;) {
@@ -139,6 +135,26 @@ Interval bootstrap_interval(const std::vector<double>& loss_sums,
     return means[below] + (at - std::floor(at)) * (means[above] - means[below]);
   };
   return {quantile(0.025), quantile(0.975)};
+}
+
+PairedLoss compare_losses(const DocumentLosses& a, const DocumentLosses& b) {
+  if (a.count != b.count)
+    throw Error(Exit::data, "the two models were scored on different targets",
+                "use the same validation set and context length for both");
+  PairedLoss result;
+  std::vector<double> differences;
+  double sum = 0;
+  for (size_t d = 0; d < a.count.size(); ++d) {
+    differences.push_back(b.loss[d] - a.loss[d]);
+    sum += differences.back();
+    result.targets += a.count[d];
+    result.documents += a.count[d] > 0;
+  }
+  result.difference = sum / static_cast<double>(result.targets);
+  const Interval interval = bootstrap_interval(differences, a.count);
+  result.low = interval.low;
+  result.high = interval.high;
+  return result;
 }
 
 std::vector<ReleaseResult> evaluate_release_protocol(Scorer& scorer, const TokenDataset& data,

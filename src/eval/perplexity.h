@@ -14,6 +14,12 @@
 
 namespace kla {
 
+// One entry for every document of the dataset; of documents that were not scored both are 0.
+struct DocumentLosses {
+  std::vector<double> loss;    // nats, summed over its targets
+  std::vector<int64_t> count;  // targets
+};
+
 struct Perplexity {
   int64_t length = 0;  // context length, tokens
   double loss = 0;     // nats a target, mean
@@ -23,6 +29,7 @@ struct Perplexity {
   int64_t bytes = 0;   // of text these targets stand for
   int64_t documents = 0;
   double seconds = 0;
+  DocumentLosses by_document;
 
   double ppl() const;            // exp(loss)
   double bits_per_byte() const;  // loss * tokens / (bytes * ln 2)
@@ -52,6 +59,16 @@ struct Interval {
 Interval bootstrap_interval(const std::vector<double>& loss_sums,
                             const std::vector<int64_t>& counts, int resamples = 1000,
                             uint64_t seed = 1);
+
+// Loss of b minus loss of a, nats a target, of two models on the same targets, and its 95 %
+// interval over documents: a document is drawn for both at once, so what makes it hard for both
+// cancels. It says how exactly these two models were measured, not how other seeds would have done.
+// Error{data} if the targets are not the same.
+struct PairedLoss {
+  double difference = 0, low = 0, high = 0;  // NaN limits with fewer than two documents
+  int64_t documents = 0, targets = 0;
+};
+PairedLoss compare_losses(const DocumentLosses& a, const DocumentLosses& b);
 
 // The study's "val_ppl@1x" (prefix 2048) and "@2x" (prefix 4096): the token stream is cut into
 // files of 1,048,576 tokens, the last one filled up with end-of-text; each of 4 readers takes one

@@ -64,8 +64,7 @@ void write_json(const std::string& path, const Json& value) {
 
 }  // namespace
 
-RunDirectory RunDirectory::open(const std::string& path) {
-  make_directories(path + "/log");
+File lock_directory(const std::string& path, const std::string& what, const std::string& remedy) {
   File lock = File::append(path + "/lock");
   if (::flock(lock.descriptor(), LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK) throw_errno("cannot lock '" + path + "/lock'");
@@ -74,13 +73,19 @@ RunDirectory RunDirectory::open(const std::string& path) {
         holder.is_object() ? "process " + std::to_string(holder.value("pid", 0)) + " on " +
                                  holder.value("host", "?") + " since " + holder.value("since", "?")
                            : "another process";
-    throw Error(Exit::usage, "run directory '" + path + "' is in use by " + who,
-                "wait for it, stop it, or give this run another run.name");
+    throw Error(Exit::usage, what + " '" + path + "' is in use by " + who, remedy);
   }
   lock.truncate(0);
   lock.write(Json{{"pid", ::getpid()}, {"host", host_name()}, {"since", timestamp()}}.dump() +
              "\n");
-  return RunDirectory(path, std::move(lock));
+  return lock;
+}
+
+RunDirectory RunDirectory::open(const std::string& path) {
+  make_directories(path + "/log");
+  return RunDirectory(path, lock_directory(path, "run directory",
+                                           "wait for it, stop it, or give this run another "
+                                           "run.name"));
 }
 
 void RunDirectory::write_config(const std::string& frozen) const {
@@ -107,6 +112,8 @@ void RunDirectory::record_start(const RunIdentity& id, int64_t step) const {
   run["tokenizer_sha256"] = id.tokenizer_sha256;
   run["seeds"] = {{"run", id.run_seed}, {"shuffle", id.shuffle_seed}};
   run["parameters"] = {{"total", id.parameters}, {"embedding", id.embedding_parameters}};
+  run["cost"] = {{"state_values", id.cost.state_values},
+                 {"training_flops_per_token", id.cost.training_flops_per_token}};
   run["world_size"] = 1;
   if (!run["starts"].is_array()) run["starts"] = Json::array();
   run["starts"].push_back({{"started", timestamp()}, {"from_step", step}});
@@ -128,6 +135,7 @@ void RunDirectory::record_failure(int exit_code, const std::string& why) const {
     Json status = read_json(path_ + "/status.json");
     status["state"] = "failed";
     status["why"] = why;
+    status["exit_code"] = exit_code;
     write_json(path_ + "/status.json", status);
     const Json step = status.value("step", Json(0));
     record_end(exit_code, step.is_number_integer() ? step.get<int64_t>() : 0);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/file.h"
+#include "model/model_cost.h"
 
 namespace kla {
 
@@ -18,6 +19,7 @@ struct RunIdentity {
   std::string config_hash, tokenizer_sha256, train_identity, val_identity;
   uint64_t run_seed = 0, shuffle_seed = 0;
   int64_t parameters = 0, embedding_parameters = 0;
+  ModelCost cost;
   std::string device;
   int threads = 0;
 };
@@ -29,6 +31,10 @@ struct RunStatus {
   double eta_seconds = -1;
   std::string last_checkpoint;
 };
+
+// Takes PATH/lock for this process, for as long as the result lives. Error{usage} naming the
+// process that holds it and what `what` ("run directory") is in use; Error{io}.
+File lock_directory(const std::string& path, const std::string& what, const std::string& remedy);
 
 class RunDirectory {
  public:

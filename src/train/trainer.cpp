@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "core/log.h"
+#include "eval/mixer_tap.h"
 #include "train/guard.h"
 #include "train/schedule.h"
 #include "train/signals.h"
@@ -112,8 +113,15 @@ Trainer::StepResult Trainer::train_step() {
 
   zero_fill(ctx, gradients_);
   for (int64_t micro = 0; micro < plan_.micro_batches; ++micro) {
-    load_micro_batch(micro * config_.train.micro_batch_size);
-    forward_backward(1.0 / static_cast<double>(result.tokens));
+    const int64_t first = micro * config_.train.micro_batch_size;
+    const double scale = 1.0 / static_cast<double>(result.tokens);
+    load_micro_batch(first);
+    if (micro + 1 == plan_.micro_batches && probes_due()) {
+      const auto sample = state_.next_sample + static_cast<uint64_t>(first);
+      probed_forward_backward(scale, loader_->targets_in(sample), result);
+    } else {
+      forward_backward(scale);
+    }
     for (float loss : downloaded<float>(ctx, losses_)) result.loss += static_cast<double>(loss);
   }
 
@@ -129,6 +137,21 @@ void Trainer::forward_backward(double grad_scale) {
                      config_.data.reset_at_documents ? reset_ : View()};
   model_.forward_backward(runtime_.context, runtime_.memory["activations"], weights_, gradients_,
                           {seq, tokens_, targets_}, grad_scale, losses_);
+}
+
+// The same, looking at the first `tokens` tokens of the micro-batch's first row layer by layer.
+void Trainer::probed_forward_backward(double grad_scale, int64_t tokens, StepResult& result) {
+  const MixerTap tap(
+      runtime_.context, config_.model.num_hidden_layers,
+      [&](int64_t layer, const MixerPrepForward& prep, const DeltaScanForward& scan) {
+        result.probes.push_back(probe_mixer(runtime_.context, layer, prep, scan, tokens));
+      });
+  forward_backward(grad_scale);
+}
+
+bool Trainer::probes_due() const {
+  const int64_t interval = config_.log.probe_interval_steps;
+  return interval > 0 && (state_.step + 1) % interval == 0;
 }
 
 void Trainer::update(double lr, int64_t t) {
@@ -177,6 +200,8 @@ void Trainer::finish_step(const StepResult& result, double seconds, MetricsWrite
   }
   const bool due = state_.step % config_.log.interval_steps == 0 || state_.step == plan_.steps;
   if (due || !result.updated) log_step(result, seconds, metrics, run);
+  for (const LayerProbe& probe : result.probes)
+    metrics.write(ProbeRow{state_.step, state_.tokens, probe});
   record_step(state_.guard, config_.guard.nonfinite, result.updated, state_.step);
 }
 
@@ -254,6 +279,23 @@ bool Trainer::evaluate(MetricsWriter& metrics, bool whole_set) {
     log::info("eval " + kla::describe(p));
   }
   return true;
+}
+
+double Trainer::time_step() {
+  const auto start = Stopwatch::Clock::now();
+  train_step();
+  return std::chrono::duration<double>(Stopwatch::Clock::now() - start).count();
+}
+
+double Trainer::time_scoring() {
+  double seconds = 0;
+  for (size_t i = 0; i < scorers_.size() && data_.val; ++i) {
+    const PerplexityOptions options{.length = lengths_[i],
+                                    .max_tokens = scorers_[i]->rows() * lengths_[i]};
+    const Perplexity p = evaluate_perplexity(*scorers_[i], *data_.val, data_.token_bytes, options);
+    seconds += p.seconds / static_cast<double>(p.tokens);
+  }
+  return seconds;
 }
 
 void Trainer::make_mirrors() {

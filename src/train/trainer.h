@@ -62,6 +62,11 @@ class Trainer {
 
   void write_status(const RunDirectory&, const std::string& what, double loss = kNoLoss) const;
 
+  // For predictions: wall seconds of one more training step, and of scoring one validation target
+  // at every context length (0 without a validation set). The weights move, nothing is written.
+  double time_step();
+  double time_scoring();
+
   const Context& context() const { return runtime_.context; }
   const ArenaSet& memory() const { return runtime_.memory; }
 
@@ -72,6 +77,7 @@ class Trainer {
     double grad_norm = 0;
     double lr = 0;
     bool updated = false;
+    std::vector<LayerProbe> probes;  // of the last micro-batch, if they are due
   };
   void allocate();
   void plan_memory();
@@ -79,10 +85,12 @@ class Trainer {
   StepResult train_step();
   void load_micro_batch(int64_t first_sample);
   void forward_backward(double grad_scale);
+  void probed_forward_backward(double grad_scale, int64_t tokens, StepResult&);
   void update(double lr, int64_t t);
   void finish_step(const StepResult&, double seconds, MetricsWriter&, RunDirectory&);
   void log_step(const StepResult&, double seconds, MetricsWriter&, RunDirectory&);
   bool crossed(int64_t interval) const;
+  bool probes_due() const;  // in the step that train_step() is about to do
   bool evaluate(MetricsWriter&, bool whole_set);
 
   Config config_;

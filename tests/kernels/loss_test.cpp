@@ -51,6 +51,26 @@ TEST(Embedding, ManyTokens) {
   expect_contract([&](Lab& lab) { run_embedding(lab, in, 5000, 900, 8); }, "5000 tokens of 900");
 }
 
+// A GPU cannot refuse a token outside the vocabulary: its row is NaN, and no gradient is written.
+TEST(Embedding, UnknownTokensShowOnAGpu) {
+  Inputs in = draw_embedding(40, 9, 8);
+  in["tokens"][3] = 9;
+  in["tokens"][5] = -1;
+  Inputs known = in;
+  for (size_t m : {3u, 5u}) {
+    known["tokens"][m] = 0;
+    std::fill_n(known["dx"].begin() + static_cast<std::ptrdiff_t>(m * 8), 8, 0.0);
+  }
+  for (Device device : devices_under_test()) {
+    if (!is_gpu(device)) continue;
+    const Results r = execute(device, [&](Lab& lab) { run_embedding(lab, in, 40, 9, 8); });
+    const Results k = execute(device, [&](Lab& lab) { run_embedding(lab, known, 40, 9, 8); });
+    EXPECT_EQ(r.at("d.table"), k.at("d.table"));
+    for (size_t i = 0; i < r.at("x").size(); ++i)
+      EXPECT_EQ(std::isnan(r.at("x")[i]), i / 8 == 3 || i / 8 == 5) << i;
+  }
+}
+
 struct Head {
   int64_t M, N, D;
   bool gradients = true;
@@ -153,9 +173,21 @@ TEST(LmHeadLoss, SameLossesWithoutGradients) {
   const Head h{300, 70, 24}, alone{300, 70, 24, false};
   const Inputs in = draw_head(h);
   for (Device device : all_devices())
-    EXPECT_EQ(execute(device, [&](Lab& lab) { run_head(lab, in, alone); }).at("losses"),
-              execute(device, [&](Lab& lab) { run_head(lab, in, h); }).at("losses"))
-        << name_of(device);
+    for (DType compute : compute_types(device)) {
+      const auto losses = [&](const Head& head) {
+        return execute(
+                   device, [&](Lab& lab) { run_head(lab, in, head); }, 1, compute)
+            .at("losses");
+      };
+      EXPECT_EQ(losses(alone), losses(h)) << name_of(device) << ' ' << name_of(compute);
+    }
+}
+
+// More tokens than any device takes at once.
+TEST(LmHeadLoss, SeveralChunks) {
+  const Head h{8300, 5, 3};
+  const Inputs in = draw_head(h);
+  expect_contract([&](Lab& lab) { run_head(lab, in, h); }, "8300 tokens");
 }
 
 }  // namespace

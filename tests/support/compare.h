@@ -52,9 +52,13 @@ inline std::vector<Device> all_devices() {
   return devices;
 }
 
-// Devices whose compute type may be bf16 too.
-inline bool has_bf16(Device device) {
+// Devices that run the code of kernels/cuda/.
+inline bool is_gpu(Device device) {
   return device == Device::cuda || device == Device::simt;
+}
+
+inline std::vector<DType> compute_types(Device device) {
+  return is_gpu(device) ? std::vector{DType::f32, DType::bf16} : std::vector{DType::f32};
 }
 
 // One device and compute type held to the reference: finite, close, and the same bits again and
@@ -69,8 +73,7 @@ void expect_like_reference(Program&& program, const std::string& what, Device de
   expect_finite(results, where);
   expect_close(results, reference, bound, where);
   expect_identical(execute(device, program, 1, compute), results, where + ", again");
-  const bool own_threads = services_of(device).host_memory() || device == Device::simt;
-  for (int threads : own_threads ? std::vector{2, 5} : std::vector<int>{})
+  for (int threads : device == Device::cuda ? std::vector<int>{} : std::vector{2, 5})
     expect_identical(execute(device, program, threads, compute), results,
                      where + ", threads " + std::to_string(threads));
 }
@@ -81,10 +84,10 @@ void expect_contract(Program&& program, const std::string& what, double bound = 
                      double bf16_bound = kBf16Bound) {
   expect_identical(execute(Device::reference, program, 3), execute(Device::reference, program),
                    what + " on reference, 3 threads");
-  for (Device device : devices_under_test()) {
-    expect_like_reference(program, what, device, DType::f32, bound);
-    if (has_bf16(device)) expect_like_reference(program, what, device, DType::bf16, bf16_bound);
-  }
+  for (Device device : devices_under_test())
+    for (DType compute : compute_types(device))
+      expect_like_reference(program, what, device, compute,
+                            compute == DType::bf16 ? bf16_bound : bound);
 }
 
 }  // namespace kla::testing
