@@ -42,8 +42,9 @@ struct Output {  // [B,T,H,width]
   T* data;
   int64_t stride;
   explicit Output(const View& view) : data(pointer<T>(view)), stride(view.stride) {}
-  __device__ void store(int64_t row, int channel, const Quad& q) const {
-    store_quad<kAligned>(data + row * stride + channel, q);
+  // Token t of sequence b, head h.
+  __device__ T* at(const MixerDims& s, int b, int64_t t, int h, int channel) const {
+    return data + ((b * s.T + t) * s.H + h) * stride + channel;
   }
 };
 
@@ -175,7 +176,7 @@ __device__ void convolve_unit(KeyUnit& u, const Forward<T, kAligned>& p, const C
   load_run(raw, channels, place);
   const Filter filter = load_filter(channels, place);
   const bool silu = kPlain || p.gates.silu_on_keys();
-  convolve(raw, filter, place.starts, [&](int i, const Quad& conv, const Quad*) {
+  convolve(raw, filter, place.starts, [&](int i, const Quad& conv) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) u.y[i][e] = silu ? conv[e] * sigmoid_fast(conv[e]) : conv[e];
   });
@@ -215,14 +216,15 @@ template <class T, bool kAligned>
 __device__ void store_unit(const KeyUnit& u, const Forward<T, kAligned>& p, const Chunk& c,
                            const ChunkShared<T>& m) {
   const Output<T, kAligned>& out = u.is_key ? p.k_hat : p.q_hat;
-  const int channel = u.quad % (p.s.K / 4) * 4;
+  const int channel = u.quad % (p.s.K / 4) * 4, step = p.s.H * static_cast<int>(out.stride);
+  T* to = out.at(p.s, c.b, c.first + u.run * kRunTokens, c.h, channel);
 #pragma unroll
   for (int i = 0; i < kRunTokens; ++i) {
     const int token = u.run * kRunTokens + i;
     const float scale = m.scale[u.is_key * kC + token];
     Quad y;
     for (int e = 0; e < 4; ++e) y[e] = u.y[i][e] * scale;
-    if (token < c.rows) out.store((c.b * p.s.T + c.first + token) * p.s.H + c.h, channel, y);
+    if (token < c.rows) store_quad<kAligned>(to + i * step, y);
     if (u.is_key) store_quad<true>(m.k_hat + token * key_stride<T>(p.s.K) + channel, y);
   }
 }
@@ -287,7 +289,7 @@ __device__ void visit_values(const Forward<T, kAligned>& p, const Chunk& c, cons
   RawRun<T, kRunTokens> raw;
   load_run(raw, p.v, place);
   const Filter filter = load_filter(p.v, place);
-  convolve(raw, filter, place.starts, [&](int i, const Quad& conv, const Quad*) {
+  convolve(raw, filter, place.starts, [&](int i, const Quad& conv) {
     Quad y;
 #pragma unroll
     for (int e = 0; e < 4; ++e) y[e] = conv[e] * sigmoid_fast(conv[e]);
@@ -324,10 +326,12 @@ __device__ void values(const Forward<T, kAligned>& p, const Chunk& c, const Chun
   for (int unit = static_cast<int>(threadIdx.x); unit < kRuns * quads; unit += threads) {
     const int run = unit / quads, quad = unit % quads;
     if (run * kRunTokens >= c.rows) break;
+    T* to = p.v_hat.at(p.s, c.b, c.first + run * kRunTokens, c.h, quad * 4);
+    const int step = p.s.H * static_cast<int>(p.v_hat.stride);
     visit_values(p, c, m.starts, run, quad, [&](int i, Quad y) {
       const int token = run * kRunTokens + i;
       for (int e = 0; e < 4; ++e) y[e] *= m.value_scale[token];
-      if (token < c.rows) p.v_hat.store((c.b * p.s.T + c.first + token) * p.s.H + c.h, quad * 4, y);
+      if (token < c.rows) store_quad<kAligned>(to + i * step, y);
     });
   }
 }

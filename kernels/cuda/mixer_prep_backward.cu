@@ -99,7 +99,7 @@ __device__ void unit_backward(Quad (&dc)[kRunTokens + kTail], Quad& along,
   UnitData<T> u;
   load_unit<kPlain>(u, p, part, place);
   const int first_row = part * kMaxRows + at.run * kRunTokens;
-  convolve(u.raw, u.filter, place.starts, [&](int i, const Quad& c, const Quad*) {
+  convolve(u.raw, u.filter, place.starts, [&](int i, const Quad& c) {
     const Activated x = activate(c, u.silu);
     const Quad dy = unpack(u.dy[i]);
     const float alpha = m.alpha[first_row + i], gamma = m.gamma[first_row + i];
@@ -140,6 +140,9 @@ template <class T, bool kAligned>
 __device__ void store_dx(const Stream<T, kAligned>& x, const Quad (&dc)[kRunTokens + kTail],
                          const RunPlace& place) {
   const Filter w = load_filter(x.conv, place);
+  T* to =
+      x.dx + (place.b * place.T + place.t) * x.dx_stride + place.h * x.conv.width + place.channel;
+  const int step = static_cast<int>(x.dx_stride);
 #pragma unroll
   for (int i = 0; i < kRunTokens; ++i) {
     Quad dx = {};
@@ -151,10 +154,7 @@ __device__ void store_dx(const Stream<T, kAligned>& x, const Quad (&dc)[kRunToke
 #pragma unroll
       for (int e = 0; e < 4; ++e) dx[e] += w.channel[e][kTail - a] * dc[i + a][e];
     }
-    if (place.t + i < place.T)
-      store_quad<kAligned>(x.dx + (place.b * place.T + place.t + i) * x.dx_stride +
-                               place.h * x.conv.width + place.channel,
-                           dx);
+    if (place.t + i < place.T) store_quad<kAligned>(to + i * step, dx);
   }
 }
 

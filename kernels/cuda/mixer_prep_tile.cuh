@@ -180,13 +180,13 @@ __device__ void load_unit(UnitData<T>& u, const Backward<T, kAligned>& p, int pa
   const Stream<T, kAligned>& x = p.streams[part];
   u.silu = kPlain || part == kV || p.gates.silu_on_keys();
   load_run(u.raw, x.conv, place);
+  const T* dy =
+      x.dy + ((place.b * p.s.T + place.t) * p.s.H + place.h) * x.dy_stride + place.channel;
+  const int step = p.s.H * static_cast<int>(x.dy_stride);
 #pragma unroll
   for (int i = 0; i < kRunTokens; ++i) {
     u.dy[i] = {};
-    if (place.t + i < p.s.T) {
-      const int64_t row = (place.b * p.s.T + place.t + i) * p.s.H + place.h;
-      u.dy[i] = load_quad<kAligned>(x.dy + row * x.dy_stride + place.channel);
-    }
+    if (place.t + i < p.s.T) u.dy[i] = load_quad<kAligned>(dy + i * step);
   }
   u.filter = load_filter(x.conv, place);
 }
@@ -220,7 +220,7 @@ __device__ void measure_rows(const Backward<T, kAligned>& p, const Place& at, co
     const RunPlace place = at.run_place(at.run, at.quad, p.s.T, m.starts);
     load_unit<kPlain>(u, p, part, place);
     Quad x, y;
-    convolve(u.raw, u.filter, place.starts, [&](int i, const Quad& c, const Quad*) {
+    convolve(u.raw, u.filter, place.starts, [&](int i, const Quad& c) {
       const float2 values =
           two(part, at.run * kRunTokens + i, activate(c, u.silu).y, unpack(u.dy[i]));
       x[i] = values.x;
@@ -283,7 +283,7 @@ __device__ void measure_values(const Backward<T, kAligned>& p, const Place& at,
       UnitData<T> u;
       const RunPlace place = at.run_place(run, quad, p.s.T, m.starts);
       load_unit<false>(u, p, kV, place);
-      convolve(u.raw, u.filter, place.starts, [&](int i, const Quad& c, const Quad*) {
+      convolve(u.raw, u.filter, place.starts, [&](int i, const Quad& c) {
         const Quad y = activate(c, true).y;
         n[i] += sum_of(y, y);
         along[i] += sum_of(y, unpack(u.dy[i]));
