@@ -49,16 +49,15 @@ struct BackwardShape {
   static constexpr int kZElements = kTokens * kZStride * 4 / static_cast<int>(sizeof(T));
   static constexpr int larger(int a, int b) { return a > b ? a : b; }
   // Used three times: by q where it is not kept, by the walk over V, and by Z.
-  static constexpr int kWorkElements =
-      larger(larger(kStages * kStageElements + 2 * kChainElements, kZElements),
-             kKeepQ ? 0 : kQElements);
+  static constexpr int kWorkElements = larger(
+      larger(kStages * kStageElements + 2 * kChainElements, kZElements), kKeepQ ? 0 : kQElements);
 };
 
 // Sums over keys or values for each token, by who made them.
 struct RowSums {
-  float qdq[kHalves][kTokens];  // q . (dO S)
-  float kM[kHalves][kTokens];   // k . (N S)
-  float kdk[kHalves][kTokens];  // k . (X dS)
+  float qdq[kHalves][kTokens];       // q . (dO S)
+  float kM[kHalves][kTokens];        // k . (N S)
+  float kdk[kHalves][kTokens];       // k . (X dS)
   float kdA[kTokenBlocks][kTokens];  // k . (dA K), by the block of its columns
   float vN[kWarps / 2][kTokens];
   float rectangle[kTokens];  // sum of Z_ij over i >= t, j < t
@@ -111,17 +110,15 @@ struct BackwardMemory {
   __device__ Tile<T> X() const {
     return {work + Layout::kStages * Layout::kStageElements, Layout::kTokenStride};
   }
-  __device__ Tile<T> N() const {
-    return {X().data + Layout::kChainElements, Layout::kTokenStride};
-  }
+  __device__ Tile<T> N() const { return {X().data + Layout::kChainElements, Layout::kTokenStride}; }
   __device__ float* Z() const { return reinterpret_cast<float*>(work); }
 
   __device__ void copy_queries(const DeltaPointers<T>& in, const ChunkPlace& p) const {
-    copy_tile<kK>(q, in.q + p.row * in.K, in.H * in.K, p.tokens, static_cast<int>(in.K), kTokens,
+    copy_tile<kK>(q, in.q + first_row(in, p) * in.K, in.H * in.K, p.tokens, in.K, kTokens,
                   static_cast<int>(threadIdx.x), 32 * kWarps);
   }
   __device__ void copy_head(const DeltaPointers<T>& in, const ChunkPlace& p) const {
-    copy_tile<kK>(k, in.k + p.row * in.K, in.H * in.K, p.tokens, static_cast<int>(in.K), kTokens,
+    copy_tile<kK>(k, in.k + first_row(in, p) * in.K, in.H * in.K, p.tokens, in.K, kTokens,
                   static_cast<int>(threadIdx.x), 32 * kWarps);
     copy_queries(in, p);
     copy_triangle(inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens,
@@ -129,10 +126,11 @@ struct BackwardMemory {
   }
   __device__ void copy_tile_of_values(const BackwardArgs<T>& a, const ChunkPlace& p, int n) const {
     const VTile to = tile(n);
-    const int thread = static_cast<int>(threadIdx.x), K = static_cast<int>(a.in.K);
-    const int64_t V = a.in.V, column = int64_t{n} * Layout::kVTile;
-    const int columns = static_cast<int>(V - column < Layout::kVTile ? V - column : Layout::kVTile);
-    const int64_t state = (chunk_index(a.in, p) * V + column) * a.in.K, row = p.row * V + column;
+    const int thread = static_cast<int>(threadIdx.x), K = a.in.K;
+    const int V = a.in.V, column = n * Layout::kVTile;
+    const int columns = V - column < Layout::kVTile ? V - column : Layout::kVTile;
+    const int64_t state = (chunk_index(a.in, p) * V + column) * K;
+    const int64_t row = first_row(a.in, p) * V + column;
     const auto states = [&](const Tile<T>& tile, const T* from) {
       copy_tile<kK>(tile, from + state, a.in.K, columns, K, Layout::kVTile, thread, 32 * kWarps);
     };
@@ -171,11 +169,9 @@ __device__ __forceinline__ void write_chain(const BackwardMemory<T, kK>& m,
   read_tile<kK>(tile.S, column, m.k, R);
   OperandA<T> Yb[kTokenBlocks];
 #pragma unroll
-  for (int j = 0; j < kTokenBlocks; ++j)
-    Yb[j] = weighted_errors(R[j], tile.v, column, j, *m.gates);
+  for (int j = 0; j < kTokenBlocks; ++j) Yb[j] = weighted_errors(R[j], tile.v, column, j, *m.gates);
 #pragma unroll
-  for (int i = 0; i < kTokenBlocks; ++i)
-    store(m.X(), column, i * kBlock, writes(Yb, i, m.inverse));
+  for (int i = 0; i < kTokenBlocks; ++i) store(m.X(), column, i * kBlock, writes(Yb, i, m.inverse));
 }
 
 // v_i . N_i over 16 columns of V: the sum over the lanes and elements that hold a token's column.
@@ -232,9 +228,10 @@ struct Share {
 };
 
 template <class T, int kK>
-__device__ __forceinline__ void add_products(
-    Sums<BackwardShape<T, kK>::kBlocks>& sums, const BackwardMemory<T, kK>& m,
-    const typename BackwardMemory<T, kK>::VTile& tile, const Share& share, int columns) {
+__device__ __forceinline__ void add_products(Sums<BackwardShape<T, kK>::kBlocks>& sums,
+                                             const BackwardMemory<T, kK>& m,
+                                             const typename BackwardMemory<T, kK>::VTile& tile,
+                                             const Share& share, int columns) {
 #pragma unroll 1
   for (int v = 0; v < columns; v += kBlock) {
     const OperandA<T> d = load_a(tile.dout, share.i * kBlock, v);
@@ -255,9 +252,8 @@ __device__ __forceinline__ void add_products(
       const int index = warp_index() + s * kWarps;
       if (index >= 2 * kLowerBlocks) break;
       const BlockIndex block(index % kLowerBlocks);
-      const OperandA<T> left = index < kLowerBlocks
-                                   ? load_a(tile.dout, block.i * kBlock, v)
-                                   : load_a_transposed(m.N(), block.i * kBlock, v);
+      const OperandA<T> left = index < kLowerBlocks ? load_a(tile.dout, block.i * kBlock, v)
+                                                    : load_a_transposed(m.N(), block.i * kBlock, v);
       multiply_add(sums.square[s], left, load_b(m.X(), v, block.j * kBlock));
     }
   }
@@ -269,13 +265,13 @@ __device__ __forceinline__ void walk_values(Sums<BackwardShape<T, kK>::kBlocks>&
                                             const BackwardMemory<T, kK>& m, const Share& share) {
   using Layout = BackwardShape<T, kK>;
   constexpr int kChains = Layout::kVTile / kBlock;
-  const int tiles = static_cast<int>((a.in.V + Layout::kVTile - 1) / Layout::kVTile);
+  const int tiles = (a.in.V + Layout::kVTile - 1) / Layout::kVTile;
   const int column = warp_index() % kChains * kBlock;
 #pragma unroll 1
   for (int n = 0; n < tiles; ++n) {
     const auto tile = m.tile(n);
-    const int64_t first = int64_t{n} * Layout::kVTile, left = a.in.V - first;
-    const int columns = static_cast<int>(left < Layout::kVTile ? left : Layout::kVTile);
+    const int first = n * Layout::kVTile;
+    const int columns = a.in.V - first < Layout::kVTile ? a.in.V - first : Layout::kVTile;
     const bool in_chain = warp_index() < 2 * kChains && column < columns;
     const bool gradient = warp_index() >= kChains;
     cp_async_wait<0>();
@@ -294,7 +290,7 @@ __device__ __forceinline__ void walk_values(Sums<BackwardShape<T, kK>::kBlocks>&
         store_transposed(tile.v, j * kBlock, column, block);
       }
       __syncwarp();
-      write_columns(a.dv + p.row * a.in.V + first + column, a.in.H * a.in.V, p.tokens,
+      write_columns(a.dv + first_row(a.in, p) * a.in.V + first + column, a.in.H * a.in.V, p.tokens,
                     Tile<T>{tile.v.at(0, column), tile.v.stride});
     }
     add_products(sums, m, tile, share, columns);
@@ -425,12 +421,12 @@ __device__ __forceinline__ void scale_rows(Accumulator (&c)[kBlocks], const Shar
 template <int kBlocks, class T>
 __device__ __forceinline__ void write_rows(T* to, const DeltaPointers<T>& in, const ChunkPlace& p,
                                            const Accumulator (&c)[kBlocks], const Share& share) {
-  const int64_t stride = in.H * in.K;
-  T* rows = to + p.row * in.K + share.i * kBlock * stride + share.begin * kBlock;
+  const int stride = in.H * in.K;
+  T* rows =
+      to + first_row(in, p) * in.K + int64_t{share.i} * kBlock * stride + share.begin * kBlock;
 #pragma unroll
   for (int n = 0; n < kBlocks; ++n)
-    if (n < share.count)
-      store_global(rows + n * kBlock, stride, p.tokens - share.i * kBlock, c[n]);
+    if (n < share.count) store_global(rows + n * kBlock, stride, p.tokens - share.i * kBlock, c[n]);
 }
 
 // Equation (7): dQ = s D (dO S) + B K.
@@ -471,8 +467,7 @@ __device__ __forceinline__ void key_gradient(Sums<kBlocks>& sums, const Backward
     const OperandA<T> dA = load_a_transposed(m.inverse.block(i, share.i), 0, 0);
     Accumulator weighted;
 #pragma unroll
-    for (int e = 0; e < 8; ++e)
-      weighted[e] = gates.beta[i * kBlock + column_of(e)] * value(dA, e);
+    for (int e = 0; e < 8; ++e) weighted[e] = gates.beta[i * kBlock + column_of(e)] * value(dA, e);
     add_tokens(sums.XdS, operand<T>(weighted), m.k, i, share);
   }
   write_rows(a.dk, a.in, p, sums.XdS, share);
@@ -483,22 +478,23 @@ template <class T>
 __device__ __forceinline__ void write_scalars(const BackwardArgs<T>& a, const ChunkPlace& p,
                                               const RowSums& sums, const Gates& gates) {
   const int t = static_cast<int>(threadIdx.x) / 4, part = lane_index() % 4;
-  const auto both = [](const float (&halves)[kHalves][kTokens], int i) {
+  const auto both = [](const float(&halves)[kHalves][kTokens], int i) {
     return halves[0][i] + halves[1][i];
   };
   float dg = 0;
   for (int i = part * kBlock; i < (part + 1) * kBlock; ++i)
     dg += i < t ? decayed(gates.E[i], both(sums.kdk, i))
-                : decayed(gates.D[i], a.in.scale * both(sums.qdq, i) -
-                                          gates.beta[i] * both(sums.kM, i));
+                : decayed(gates.D[i],
+                          a.in.scale * both(sums.qdq, i) - gates.beta[i] * both(sums.kM, i));
   dg = sum_of_quad(dg);
   if (part != 0 || t >= p.tokens) return;
   float states = 0, dbeta = -decayed(gates.D[t], both(sums.kM, t));
   for (const float part_of_states : sums.states) states += part_of_states;
   for (const auto& values : sums.vN) dbeta += values[t];
   for (const auto& keys : sums.kdA) dbeta += keys[t];
-  a.dg[p.row + t * a.in.H] = dg + sums.rectangle[t] + decayed(gates.gamma, states);
-  a.dbeta[p.row + t * a.in.H] = dbeta;
+  const int64_t token = first_row(a.in, p) + int64_t{t} * a.in.H;
+  a.dg[token] = dg + sums.rectangle[t] + decayed(gates.gamma, states);
+  a.dbeta[token] = dbeta;
 }
 
 // This warp's share of the `columns` key columns from `first`.
@@ -506,7 +502,9 @@ template <int kBlocks>
 __device__ Share share_of(int first, int columns) {
   const int half = warp_index() / kTokenBlocks, left = columns / kBlock - half * kBlocks;
   return {warp_index() % kTokenBlocks, half, first / kBlock + half * kBlocks,
-          left < 0 ? 0 : left < kBlocks ? left : kBlocks};
+          left < 0         ? 0
+          : left < kBlocks ? left
+                           : kBlocks};
 }
 
 template <class T, int kK>
@@ -515,9 +513,9 @@ __global__ void __launch_bounds__(32 * kWarps, 1) backward_kernel(BackwardArgs<T
   SharedMemory shared;
   const BackwardMemory<T, kK> m(shared);
   const DeltaPointers<T>& in = a.in;
-  const int64_t chunk = blockIdx.x / in.H, h = blockIdx.x % in.H;
+  const int chunk = static_cast<int>(blockIdx.x) / in.H, h = static_cast<int>(blockIdx.x) % in.H;
   const ChunkPlace p = chunk_place(in, chunk / in.NC, chunk % in.NC, h);
-  const int thread = static_cast<int>(threadIdx.x), K = static_cast<int>(in.K);
+  const int thread = static_cast<int>(threadIdx.x), K = in.K;
   for (int i = thread; i < static_cast<int>(sizeof(RowSums) / sizeof(float)); i += 32 * kWarps)
     reinterpret_cast<float*>(m.sums)[i] = 0;
   if (warp_index() == 0) make_gates(*m.gates, GateInputs(in, p));

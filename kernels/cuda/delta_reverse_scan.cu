@@ -11,23 +11,10 @@ struct ReverseArgs {
   DeltaPointers<T> in;  // v is null
   const T* dout;
   T* dS_leave;
-  float* dS_initial;      // null if not given, as dS_final
+  float* dS_initial;  // null if not given, as dS_final
   const float* dS_final;
   int slices;
 };
-
-// (K dS)^T of the chunk, the gradient of the leaving state as left operand.
-template <int kBlocks, class T>
-__device__ __forceinline__ void read_gradient(const Accumulator (&dS)[kBlocks], const Tile<T>& k,
-                                              Accumulator (&KdS)[kTokenBlocks]) {
-#pragma unroll
-  for (int c = 0; c < kBlocks; ++c) {
-    const OperandA<T> s = operand<T>(dS[c]);
-#pragma unroll
-    for (int j = 0; j < kTokenBlocks; ++j)
-      multiply_add(KdS[j], s, load_b_transposed(k, j * kBlock, c * kBlock));
-  }
-}
 
 // dS <- gamma dS + s (D dO)^T Q + dR^T K, dR = -D beta N: from the leaving to the entering state.
 template <int kBlocks, class T>
@@ -40,8 +27,7 @@ __device__ __forceinline__ void write_gradient(Accumulator (&dS)[kBlocks],
   const int column = warp_index() * kBlock;
   OperandA<T> dX[kTokenBlocks];
 #pragma unroll
-  for (int j = 0; j < kTokenBlocks; ++j)
-    dX[j] = write_gradients(KdS[j], dout, column, j, P, gates);
+  for (int j = 0; j < kTokenBlocks; ++j) dX[j] = write_gradients(KdS[j], dout, column, j, P, gates);
   decay_state(dS, gates.gamma);
 #pragma unroll
   for (int j = 0; j < kTokenBlocks; ++j) {
@@ -64,11 +50,10 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
   SharedMemory shared;
   const ScanMemory<T, kK> memory(shared);
   const DeltaPointers<T>& in = a.in;
-  const ScanPlace at = scan_place(in.H, a.slices);
+  const ScanPlace at(in.H, a.slices);
   const bool active = at.column < in.V;
-  const int64_t carried = ((at.b * in.H + at.h) * in.V + at.column) * in.K;
   Accumulator dS[kK / kBlock];
-  if (active) load_state(dS, a.dS_final ? a.dS_final + carried : nullptr, in.K);
+  if (active) load_state(dS, a.dS_final ? a.dS_final + carried_state(in, at) : nullptr, in.K);
   if (in.NC > 0) {
     const ChunkPlace last = chunk_place(in, at.b, in.NC - 1, at.h);
     memory.copy(in, a.dout, last, at.column);
@@ -76,7 +61,7 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
   }
 
 #pragma unroll 1
-  for (int64_t n = in.NC - 1; n >= 0; --n) {
+  for (int n = in.NC - 1; n >= 0; --n) {
     const ChunkPlace p = chunk_place(in, at.b, n, at.h);
     const auto tiles = memory.stage(n);
     const Gates& gates = memory.gates[n & 1];
@@ -89,7 +74,7 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
     Accumulator KdS[kTokenBlocks];
     if (active) {
       store_state(dS, a.dS_leave + (chunk_index(in, p) * in.V + at.column) * in.K, in.K);
-      read_gradient(dS, tiles.k, KdS);
+      read_state(dS, tiles.k, 0, KdS);
     }
     __syncthreads();  // both triangles are there
     if (active)
@@ -101,7 +86,8 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
       memory.copy(in, a.dout, next, at.column);
     }
   }
-  if (active && a.dS_initial) store_state(dS, a.dS_initial + carried, in.K);
+  if (active && a.dS_initial)
+    store_state(dS, a.dS_initial + carried_state(in, ScanPlace(in.H, a.slices)), in.K);
 }
 
 template <class T, int kK>

@@ -14,53 +14,43 @@ struct ForwardArgs {
   int slices;
 };
 
-// R^T = S^T K^T and S^T Q^T of the chunk, the state as left operand.
-template <int kBlocks, class T>
-__device__ __forceinline__ void read_state(const Accumulator (&S)[kBlocks], const Tile<T>& k,
-                                           const Tile<T>& q, Accumulator (&R)[kTokenBlocks],
-                                           Accumulator (&QS)[kTokenBlocks]) {
-#pragma unroll
-  for (int c = 0; c < kBlocks; ++c) {
-    const OperandA<T> s = operand<T>(S[c]);
-#pragma unroll
-    for (int i = 0; i < kTokenBlocks; ++i) {
-      multiply_add(R[i], s, load_b_transposed(k, i * kBlock, c * kBlock));
-      multiply_add(QS[i], s, load_b_transposed(q, i * kBlock, c * kBlock));
-    }
-  }
-}
-
-// X, then S <- gamma S + (E X)^T K, and O = s D (Q S) + P X into the place of the values. On entry
-// O holds Q S.
+// O = s D (Q S) + P X into the place of the values, and S <- gamma S + (E X)^T K; R holds K S.
 template <int kBlocks, class T>
 __device__ __forceinline__ void write_state(Accumulator (&S)[kBlocks],
-                                            const Accumulator (&R)[kTokenBlocks],
-                                            Accumulator (&O)[kTokenBlocks], const Tile<T>& values,
-                                            const Tile<T>& k, const Triangle<T>& Tg,
-                                            const Triangle<T>& P, const Gates& gates, float scale) {
+                                            const Accumulator (&R)[kTokenBlocks], const Tile<T>& q,
+                                            const Tile<T>& k, const Tile<T>& values,
+                                            const Triangle<T>& Tg, const Triangle<T>& P,
+                                            const Gates& gates, float scale) {
   const int column = warp_index() * kBlock;
-  OperandA<T> Yb[kTokenBlocks], X[kTokenBlocks];
+  OperandA<T> Yb[kTokenBlocks], X[kTokenBlocks], EX[kTokenBlocks];
 #pragma unroll
-  for (int j = 0; j < kTokenBlocks; ++j)
-    Yb[j] = weighted_errors(R[j], values, column, j, gates);
-  __syncwarp();  // the values of these columns have been read
-  decay_state(S, gates.gamma);
+  for (int j = 0; j < kTokenBlocks; ++j) Yb[j] = weighted_errors(R[j], values, column, j, gates);
 #pragma unroll
   for (int i = 0; i < kTokenBlocks; ++i) {
     Accumulator x = writes(Yb, i, Tg);
     X[i] = operand<T>(x);
 #pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      const int t = i * kBlock + column_of(e);
-      x[e] = decayed(gates.E[t], x[e]);
-      O[i][e] = decayed(scale * gates.D[t], O[i][e]);
-    }
-    add_to_state(S, operand<T>(x), k, i);
-#pragma unroll
-    for (int j = 0; j <= i; ++j)
-      multiply_add(O[i], X[j], load_b_transposed(P.block(i, j), 0, 0));
-    store_transposed(values, i * kBlock, column, O[i]);
+    for (int e = 0; e < 8; ++e) x[e] = decayed(gates.E[i * kBlock + column_of(e)], x[e]);
+    EX[i] = operand<T>(x);
   }
+  __syncwarp();  // the values of these columns have been read
+#pragma unroll
+  for (int first = 0; first < kTokenBlocks; first += 2) {
+    Accumulator O[2];
+    read_state(S, q, first, O);
+#pragma unroll
+    for (int i = first; i < first + 2; ++i) {
+      Accumulator& o = O[i - first];
+#pragma unroll
+      for (int e = 0; e < 8; ++e) o[e] = decayed(scale * gates.D[i * kBlock + column_of(e)], o[e]);
+#pragma unroll
+      for (int j = 0; j <= i; ++j) multiply_add(o, X[j], load_b_transposed(P.block(i, j), 0, 0));
+      store_transposed(values, i * kBlock, column, o);
+    }
+  }
+  decay_state(S, gates.gamma);
+#pragma unroll
+  for (int i = 0; i < kTokenBlocks; ++i) add_to_state(S, EX[i], k, i);
 }
 
 template <class T, int kK>
@@ -69,11 +59,10 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
   SharedMemory shared;
   const ScanMemory<T, kK> memory(shared);
   const DeltaPointers<T>& in = a.in;
-  const ScanPlace at = scan_place(in.H, a.slices);
+  const ScanPlace at(in.H, a.slices);
   const bool active = at.column < in.V;
-  const int64_t carried = ((at.b * in.H + at.h) * in.V + at.column) * in.K;
   Accumulator S[kK / kBlock];
-  if (active) load_state(S, a.S_initial ? a.S_initial + carried : nullptr, in.K);
+  if (active) load_state(S, a.S_initial ? a.S_initial + carried_state(in, at) : nullptr, in.K);
   if (in.NC > 0) {
     const ChunkPlace first = chunk_place(in, at.b, 0, at.h);
     memory.copy(in, in.v, first, at.column);
@@ -81,7 +70,7 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
   }
 
 #pragma unroll 1
-  for (int64_t n = 0; n < in.NC; ++n) {
+  for (int n = 0; n < in.NC; ++n) {
     const ChunkPlace p = chunk_place(in, at.b, n, at.h);
     const auto tiles = memory.stage(n);
     const Gates& gates = memory.gates[n & 1];
@@ -90,18 +79,16 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
     __syncthreads();  // the tiles and gates are there; the other stage is free
     const ChunkPlace next = chunk_place(in, at.b, more ? n + 1 : n, at.h);
     if (ScanShape<T, kK>::kStages == 2 && more) memory.copy(in, in.v, next, at.column);
+    if (active && a.S_enter)
+      store_state(S, a.S_enter + (chunk_index(in, p) * in.V + at.column) * in.K, in.K);
     gate_triangles<kK>(tiles.inverse, memory.P, tiles.q, tiles.k, gates, in.scale);
-    Accumulator R[kTokenBlocks], O[kTokenBlocks];
-    if (active) {
-      if (a.S_enter)
-        store_state(S, a.S_enter + (chunk_index(in, p) * in.V + at.column) * in.K, in.K);
-      read_state(S, tiles.k, tiles.q, R, O);
-    }
+    Accumulator R[kTokenBlocks];
+    if (active) read_state(S, tiles.k, 0, R);
     __syncthreads();  // both triangles are there
     if (active) {
-      write_state(S, R, O, tiles.values, tiles.k, tiles.inverse, memory.P, gates, in.scale);
+      write_state(S, R, tiles.q, tiles.k, tiles.values, tiles.inverse, memory.P, gates, in.scale);
       __syncwarp();
-      write_columns(a.o + p.row * in.V + at.column, in.H * in.V, p.tokens,
+      write_columns(a.o + first_row(in, p) * in.V + at.column, in.H * in.V, p.tokens,
                     Tile<T>{tiles.values.at(0, warp_index() * kBlock), tiles.values.stride});
     }
     if (warp_index() == 0 && more) make_gates(memory.gates[(n + 1) & 1], GateInputs(in, next));
@@ -110,7 +97,8 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
       memory.copy(in, in.v, next, at.column);
     }
   }
-  if (active && a.S_final) store_state(S, a.S_final + carried, in.K);
+  if (active && a.S_final)
+    store_state(S, a.S_final + carried_state(in, ScanPlace(in.H, a.slices)), in.K);
 }
 
 template <class T, int kK>

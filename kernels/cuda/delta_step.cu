@@ -73,8 +73,7 @@ __global__ void __launch_bounds__(kThreads) delta_step_kernel(const __grid_const
 template <int kQuads, class T, bool kAligned>
 void launch_step(const Context& context, const Step<T>& p, int64_t heads) {
   if constexpr (kQuads < kMaxQuads) {
-    if (p.K > 4 * kLanes * kQuads)
-      return launch_step<kQuads + 1, T, kAligned>(context, p, heads);
+    if (p.K > 4 * kLanes * kQuads) return launch_step<kQuads + 1, T, kAligned>(context, p, heads);
   }
   launch(context, delta_step_kernel<T, kAligned, kQuads>,
          {dim3(static_cast<unsigned>(p.V / kRows), static_cast<unsigned>(heads)), kThreads, 0}, p);
@@ -86,10 +85,11 @@ void step(Context& context, const DeltaStep& x) {
   const bool aligned = quads_aligned({x.S, x.q, x.k});
   visit_compute(context, [&]<class T>(T) {
     const Step<T> p{static_cast<int>(H), static_cast<int>(K), static_cast<int>(V),
-                    pointer<float>(x.S), pointer<T>(x.q), pointer<T>(x.k), pointer<T>(x.v),
-                    pointer<T>(x.o), pointer<float>(x.beta), pointer<float>(x.g),
-                    x.S.stride, x.q.stride, x.k.stride, x.v.stride, x.o.stride, x.beta.stride,
-                    x.g.stride, static_cast<float>(x.scale)};
+                    pointer<float>(x.S), pointer<T>(x.q),     pointer<T>(x.k),
+                    pointer<T>(x.v),     pointer<T>(x.o),     pointer<float>(x.beta),
+                    pointer<float>(x.g), x.S.stride,          x.q.stride,
+                    x.k.stride,          x.v.stride,          x.o.stride,
+                    x.beta.stride,       x.g.stride,          static_cast<float>(x.scale)};
     aligned ? launch_step<1, T, true>(context, p, B * H)
             : launch_step<1, T, false>(context, p, B * H);
   });

@@ -24,7 +24,7 @@ struct DeltaPointers {
   const T *q, *k, *v, *T_zero;
   const float *beta, *g;
   const uint8_t* reset;  // null: none
-  int64_t steps, H, K, V, NC;
+  int steps, H, K, V, NC;
   float scale;
 };
 
@@ -40,11 +40,11 @@ DeltaPointers<T> delta_pointers(const DeltaInputs& in, int64_t V) {
           .beta = pointer<float>(in.beta),
           .g = pointer<float>(in.g),
           .reset = pointer<uint8_t>(in.reset),
-          .steps = in.q.dim(1),
-          .H = in.q.dim(2),
-          .K = in.q.dim(3),
-          .V = V,
-          .NC = in.T_zero.dim(1),
+          .steps = static_cast<int>(in.q.dim(1)),
+          .H = static_cast<int>(in.q.dim(2)),
+          .K = static_cast<int>(in.q.dim(3)),
+          .V = static_cast<int>(V),
+          .NC = static_cast<int>(in.T_zero.dim(1)),
           .scale = static_cast<float>(in.scale)};
 }
 
@@ -60,8 +60,7 @@ void visit_head_dims(int64_t K, int64_t V, Visit&& visit) {
   };
   if (K < kBlock || K > 256 || K % kBlock != 0)
     refuse("model.key_head_dim", K, "Choose a multiple of 16 from 16 to 256.");
-  if (V < kBlock || V % kBlock != 0)
-    refuse("model.value_head_dim", V, "Choose a multiple of 16.");
+  if (V < kBlock || V % kBlock != 0) refuse("model.value_head_dim", V, "Choose a multiple of 16.");
   if (K <= 48) return visit(std::integral_constant<int, 48>{});
   if (K <= 96) return visit(std::integral_constant<int, 96>{});
   if (K <= 128) return visit(std::integral_constant<int, 128>{});
@@ -69,49 +68,58 @@ void visit_head_dims(int64_t K, int64_t V, Visit&& visit) {
 }
 
 struct ChunkPlace {
-  int64_t b, n, h;
-  int64_t row;  // of the first token in [B,T,H]
-  int tokens;   // L <= 64
+  int b, n, h;
+  int tokens;  // L <= 64
 };
 
 template <class T>
-__device__ ChunkPlace chunk_place(const DeltaPointers<T>& in, int64_t b, int64_t n, int64_t h) {
-  const int64_t left = in.steps - n * kTokens;
-  return {b, n, h, (b * in.steps + n * kTokens) * in.H + h,
-          static_cast<int>(left < kTokens ? left : kTokens)};
+__device__ ChunkPlace chunk_place(const DeltaPointers<T>& in, int b, int n, int h) {
+  const int left = in.steps - n * kTokens;
+  return {b, n, h, left < kTokens ? left : kTokens};
 }
 
+// Number of the chunk in [B,NC,H], of its first token in [B,T,H]. Rows are counted in 32 bits,
+// elements in 64.
 template <class T>
 __device__ int64_t chunk_index(const DeltaPointers<T>& in, const ChunkPlace& p) {
   return (p.b * in.NC + p.n) * in.H + p.h;
 }
+template <class T>
+__device__ int64_t first_row(const DeltaPointers<T>& in, const ChunkPlace& p) {
+  return (p.b * in.steps + p.n * kTokens) * in.H + p.h;
+}
 
 // x times a decay factor; a zero factor selects zero, so that nothing passes a document boundary.
-__device__ inline float decayed(float factor, float x) { return factor == 0 ? 0 : factor * x; }
+__device__ inline float decayed(float factor, float x) {
+  return factor == 0 ? 0 : factor * x;
+}
 
 // ---- Copies ------------------------------------------------------------------------------------
 
 // kWidth columns of up to 64 rows, `stride` apart; zeros beyond `rows` and `columns`. The caller's
 // `thread` is one of `threads`.
 template <int kWidth, class T>
-__device__ void copy_tile(const Tile<T>& to, const T* from, int64_t stride, int rows, int columns,
+__device__ void copy_tile(const Tile<T>& to, const T* from, int stride, int rows, int columns,
                           int max_rows, int thread, int threads) {
   constexpr int kPiece = 16 / static_cast<int>(sizeof(T)), kPieces = kWidth / kPiece;
+#pragma unroll 1
   for (int i = thread; i < max_rows * kPieces; i += threads) {
     const int row = i / kPieces, column = i % kPieces * kPiece;
     const bool valid = row < rows && column < columns;
-    cp_async_16(to.at(row, column), valid ? from + row * stride + column : from, valid);
+    cp_async_16(to.at(row, column), valid ? from + int64_t{row} * stride + column : from, valid);
   }
 }
 
 // A warp's 16 columns of a token tile back to global memory.
 template <class T>
-__device__ void write_columns(T* to, int64_t stride, int rows, const Tile<T>& from) {
+__device__ void write_columns(T* to, int stride, int rows, const Tile<T>& from) {
   constexpr int kPiece = 16 / static_cast<int>(sizeof(T)), kPieces = kBlock / kPiece;
-  for (int i = lane_index(); i < rows * kPieces; i += 32) {
-    const int row = i / kPieces, column = i % kPieces * kPiece;
-    *reinterpret_cast<uint4*>(to + row * stride + column) =
-        *reinterpret_cast<const uint4*>(from.at(row, column));
+#pragma unroll
+  for (int i = 0; i < kTokens * kPieces; i += 32) {
+    const int row = (i + lane_index()) / kPieces, column = lane_index() % kPieces * kPiece;
+    if (row < rows)
+      *reinterpret_cast<uint4*>(to + int64_t{row} * stride + column) =
+          *reinterpret_cast<const uint4*>(from.at(row, column));
   }
 }
 
@@ -136,6 +144,7 @@ struct BlockIndex {
 template <class T>
 __device__ void copy_triangle(const Triangle<T>& to, const T* square, int thread, int threads) {
   constexpr int kPiece = 16 / static_cast<int>(sizeof(T)), kPieces = kBlock / kPiece;
+#pragma unroll 1
   for (int n = thread; n < kLowerBlocks * kBlock * kPieces; n += threads) {
     const BlockIndex block(n / (kBlock * kPieces));
     const int row = n / kPieces % kBlock, column = n % kPieces * kPiece;
@@ -174,9 +183,10 @@ struct GateInputs {
     for (int i = 0; i < 2; ++i) {
       const int t = 2 * lane_index() + i;
       if (t >= p.tokens) continue;
-      g[i] = in.g[p.row + t * in.H];
-      beta[i] = in.beta[p.row + t * in.H];
-      reset[i] = in.reset && in.reset[p.b * in.steps + p.n * kTokens + t] != 0;
+      const int token = p.b * in.steps + p.n * kTokens + t, row = token * in.H + p.h;
+      g[i] = in.g[row];
+      beta[i] = in.beta[row];
+      reset[i] = in.reset && in.reset[token] != 0;
     }
   }
 };
@@ -356,8 +366,8 @@ struct ScanMemory {
     gates = shared.array<Gates>(2);
   }
   __device__ static int values_stride() { return padded<T>(kBlock * warp_count()); }
-  __device__ Stage stage(int64_t n) const {
-    const int s = Shape::kStages == 2 ? static_cast<int>(n & 1) : 0;
+  __device__ Stage stage(int n) const {
+    const int s = n % Shape::kStages;
     return {{q + s * kTokens * Shape::kStride, Shape::kStride},
             {k + s * kTokens * Shape::kStride, Shape::kStride},
             {values + s * kTokens * values_stride(), values_stride()},
@@ -365,30 +375,39 @@ struct ScanMemory {
   }
   // Starts the copies of a chunk; `column` is the warp's first of V, past the end for idle warps.
   __device__ void copy(const DeltaPointers<T>& in, const T* all_values, const ChunkPlace& p,
-                       int64_t column) const {
+                       int column) const {
     const Stage to = stage(p.n);
-    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-    const int K = static_cast<int>(in.K);
-    copy_tile<kK>(to.k, in.k + p.row * in.K, in.H * in.K, p.tokens, K, kTokens, thread, threads);
-    copy_tile<kK>(to.q, in.q + p.row * in.K, in.H * in.K, p.tokens, K, kTokens, thread, threads);
+    const int thread = thread_index();
+    const int threads = static_cast<int>(blockDim.x);
+    const int64_t row = first_row(in, p);
+    copy_tile<kK>(to.k, in.k + row * in.K, in.H * in.K, p.tokens, in.K, kTokens, thread, threads);
+    copy_tile<kK>(to.q, in.q + row * in.K, in.H * in.K, p.tokens, in.K, kTokens, thread, threads);
     if (column < in.V)
       copy_tile<kBlock>(Tile<T>{to.values.at(0, warp_index() * kBlock), to.values.stride},
-                        all_values + p.row * in.V + column, in.H * in.V, p.tokens, kBlock, kTokens,
+                        all_values + row * in.V + column, in.H * in.V, p.tokens, kBlock, kTokens,
                         lane_index(), 32);
     copy_triangle(to.inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, thread, threads);
     cp_async_commit();
   }
 };
 
+// Which head and columns of V a warp has. Blocks of one head are neighbours in the grid: its keys
+// and queries then come from the cache.
 struct ScanPlace {
-  int64_t b, h, column;  // the warp's first column of V
+  int b, h, column;  // the warp's first column of V
+  __device__ ScanPlace(int H, int slices) {
+    const int block = block_index();
+    const int head = block / slices, slice = block % slices;
+    b = head / H;
+    h = head % H;
+    column = (slice * warp_count() + warp_index()) * kBlock;
+  }
 };
 
-// Blocks of one head are neighbours in the grid: its keys and queries then come from the cache.
-__device__ inline ScanPlace scan_place(int64_t H, int slices) {
-  const int64_t head = blockIdx.x / static_cast<unsigned>(slices);
-  const int64_t slice = blockIdx.x % static_cast<unsigned>(slices);
-  return {head / H, head % H, (slice * warp_count() + warp_index()) * kBlock};
+// The warp's rows of a [B,H,V,K] state.
+template <class T>
+__device__ int64_t carried_state(const DeltaPointers<T>& in, const ScanPlace& at) {
+  return (int64_t{at.b * in.H + at.h} * in.V + at.column) * in.K;
 }
 
 struct ScanGrid {
@@ -408,14 +427,13 @@ inline ScanGrid scan_grid(int64_t heads, int64_t V, int max_warps) {
 
 // The state of a warp: blocks of [16 V columns x 16 keys].
 template <int kBlocks>
-__device__ __forceinline__ void load_state(Accumulator (&S)[kBlocks], const float* from,
-                                           int64_t K) {
+__device__ __forceinline__ void load_state(Accumulator (&S)[kBlocks], const float* from, int K) {
 #pragma unroll
   for (int c = 0; c < kBlocks; ++c)
     S[c] = from && c * kBlock < K ? load_global(from + c * kBlock, K) : Accumulator{};
 }
 template <int kBlocks, class T>
-__device__ __forceinline__ void store_state(const Accumulator (&S)[kBlocks], T* to, int64_t K) {
+__device__ __forceinline__ void store_state(const Accumulator (&S)[kBlocks], T* to, int K) {
 #pragma unroll
   for (int c = 0; c < kBlocks; ++c)
     if (c * kBlock < K) store_global(to + c * kBlock, K, kBlock, S[c]);
@@ -426,6 +444,19 @@ __device__ __forceinline__ void decay_state(Accumulator (&S)[kBlocks], float gam
   for (int c = 0; c < kBlocks; ++c)
 #pragma unroll
     for (int e = 0; e < 8; ++e) S[c][e] = decayed(gamma, S[c][e]);
+}
+
+// Blocks `first` and following of tokens S, transposed: the state as left operand.
+template <int kBlocks, int kCount, class T>
+__device__ __forceinline__ void read_state(const Accumulator (&S)[kBlocks], const Tile<T>& tokens,
+                                           int first, Accumulator (&R)[kCount]) {
+#pragma unroll
+  for (int c = 0; c < kBlocks; ++c) {
+    const OperandA<T> s = operand<T>(S[c]);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)
+      multiply_add(R[i], s, load_b_transposed(tokens, (first + i) * kBlock, c * kBlock));
+  }
 }
 
 // S += a times the 16 rows of a token tile that start at block i.

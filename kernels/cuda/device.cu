@@ -102,7 +102,9 @@ class GpuServices final : public DeviceServices {
            std::to_string(properties_.minor);
   }
 #ifndef KLA_SIMT
-  std::vector<std::string> libraries() const override { return library_versions(); }
+  std::vector<std::string> libraries() const override {
+    return library_versions();
+  }
 #endif
   int64_t free_bytes() const override {
     size_t free = 0, total = 0;
@@ -120,7 +122,9 @@ class GpuServices final : public DeviceServices {
     check_cuda(error, "cudaMalloc", __FILE__, __LINE__);
     return memory;
   }
-  void release(void* memory) noexcept override { cudaFree(memory); }
+  void release(void* memory) noexcept override {
+    cudaFree(memory);
+  }
 
   void upload(void* device, const void* host, int64_t bytes) override {
     if (!ring_) ring_ = std::make_unique<UploadRing>();
@@ -138,8 +142,12 @@ class GpuServices final : public DeviceServices {
   void fill(void* device, uint8_t byte, int64_t bytes) override {
     KLA_CUDA_CHECK(cudaMemsetAsync(device, byte, static_cast<size_t>(bytes), stream_));
   }
-  void synchronize() override { KLA_CUDA_CHECK(cudaStreamSynchronize(stream_)); }
-  void* stream() override { return stream_; }
+  void synchronize() override {
+    KLA_CUDA_CHECK(cudaStreamSynchronize(stream_));
+  }
+  void* stream() override {
+    return stream_;
+  }
 
 #ifndef KLA_SIMT
   bool idle() override {

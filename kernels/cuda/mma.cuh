@@ -1,5 +1,5 @@
-// Warp-wide products of 16x16 blocks, one source for both compute types. A lane holds eight elements
-// of a block, the same ones whether it accumulates or is an operand:
+// Warp-wide products of 16x16 blocks, one source for both compute types. A lane holds eight
+// elements of a block, the same ones whether it accumulates or is an operand:
 //
 //   element e of lane 4g+t:  row g + 8 (e/2 % 2),  column 2t + e%2 + 8 (e/4)
 //
@@ -22,13 +22,23 @@ namespace kla::KLA_BACKEND {
 inline constexpr int kBlock = 16;
 inline constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
-__device__ inline int lane_index() { return static_cast<int>(threadIdx.x % 32); }
-__device__ inline int warp_index() { return static_cast<int>(threadIdx.x / 32); }
-__device__ inline int warp_count() { return static_cast<int>(blockDim.x / 32); }
+__device__ inline int lane_index() {
+  return static_cast<int>(threadIdx.x % 32);
+}
+__device__ inline int warp_index() {
+  return static_cast<int>(threadIdx.x / 32);
+}
+__device__ inline int warp_count() {
+  return static_cast<int>(blockDim.x / 32);
+}
 
 // Where element e of this lane lies in its block.
-__device__ inline int row_of(int e) { return lane_index() / 4 + e / 2 % 2 * 8; }
-__device__ inline int column_of(int e) { return lane_index() % 4 * 2 + e % 2 + e / 4 * 8; }
+__device__ inline int row_of(int e) {
+  return lane_index() / 4 + e / 2 % 2 * 8;
+}
+__device__ inline int column_of(int e) {
+  return lane_index() % 4 * 2 + e % 2 + e / 4 * 8;
+}
 
 template <class T>
 __host__ __device__ constexpr int padded(int columns) {
@@ -84,7 +94,9 @@ __device__ inline float unpack(uint32_t pair, int high) {
 }
 
 // An element of an operand, as its type has rounded it.
-__device__ inline float value(const OperandA<bfloat16>& a, int e) { return unpack(a.x[e / 2], e % 2); }
+__device__ inline float value(const OperandA<bfloat16>& a, int e) {
+  return unpack(a.x[e / 2], e % 2);
+}
 
 __device__ inline OperandA<bfloat16> operand(const Accumulator& c, bfloat16) {
   return {{pack(c[0], c[1]), pack(c[2], c[3]), pack(c[4], c[5]), pack(c[6], c[7])}};
@@ -130,7 +142,9 @@ __device__ inline void multiply_add(Accumulator& c, const OperandA<bfloat16>& a,
 
 // ---- float -------------------------------------------------------------------------------------
 
-__device__ inline float value(const OperandA<float>& a, int e) { return a.x[e]; }
+__device__ inline float value(const OperandA<float>& a, int e) {
+  return a.x[e];
+}
 
 __device__ inline OperandA<float> operand(const Accumulator& c, float) {
   OperandA<float> a;
@@ -218,7 +232,8 @@ __device__ OperandA<T> operand(const Accumulator& c) {
 }
 
 // A block to a tile, at (row, column), or its transpose there.
-__device__ inline void store(const Tile<bfloat16>& tile, int row, int column, const Accumulator& c) {
+__device__ inline void store(const Tile<bfloat16>& tile, int row, int column,
+                             const Accumulator& c) {
 #pragma unroll
   for (int e = 0; e < 8; e += 2)
     *reinterpret_cast<__nv_bfloat162*>(tile.at(row + row_of(e), column + column_of(e))) =

@@ -65,11 +65,12 @@ __global__ void rms_norm_backward_kernel(BackwardArgs<T> a) {
 
   const int64_t first = blockIdx.x * a.rows_per_block;
   const int64_t last = first + a.rows_per_block < a.M ? first + a.rows_per_block : a.M;
-  float dy[N], x[N], w[N];
+  float dy[N] = {}, x[N] = {}, w[N] = {}, residual[N] = {};
   const auto load_row = [&](int64_t m, int64_t c) {
     load(dy, a.dy[m] + c);
     load(x, a.x[m] + c);
     load(w, a.w + c);
+    if (a.dresidual.data) load(residual, a.dresidual[m] + c);
   };
   for (int64_t m = first; m < last; ++m) {
     const float r = a.rstd[m];
@@ -84,12 +85,11 @@ __global__ void rms_norm_backward_kernel(BackwardArgs<T> a) {
     }
     const float mean = block_sum(along, slots + m % 2 * kWarp) / static_cast<float>(a.D);
     for (int64_t c = begin; c < a.D; c += step) {
-      float dx[N] = {};
       if constexpr (!kOneTurn) load_row(m, c);
-      if (a.dresidual.data) load(dx, a.dresidual[m] + c);
-      for (int i = 0; i < N; ++i) dx[i] += r * (dy[i] * w[i] - x[i] * r * mean);
-      store(a.dx[m] + c, dx);
-      if (a.dx_copy.data) store(a.dx_copy[m] + c, dx);
+      float sum[N];
+      for (int i = 0; i < N; ++i) sum[i] = residual[i] + r * (dy[i] * w[i] - x[i] * r * mean);
+      store(a.dx[m] + c, sum);
+      if (a.dx_copy.data) store(a.dx_copy[m] + c, sum);
     }
   }
   for (int64_t c = begin; c < a.D; c += step)
@@ -128,9 +128,9 @@ void backward(Context& context, const RmsNormBackward& a) {
         .D = D,
         .rows_per_block = blocks ? (M + blocks - 1) / blocks : 0,
     };
-    visit_width(
+    visit_width<kFloatVector>(
         [&]<int N>(Width<N>) {
-          const unsigned threads = row_threads(D, N);
+          const unsigned threads = row_threads(D, N, 1024);
           const bool one_turn = D <= int64_t{threads} * N;
           SharedSize size;
           size.array<float>(2 * kWarp);

@@ -57,7 +57,7 @@ struct Run {
   bool decay;
 };
 constexpr int kRuns = 96;            // 3 KiB of the 4 a kernel's arguments may take
-constexpr int64_t kTileSize = 4096;  // values a block updates
+constexpr int64_t kTileSize = 8192;  // values a block updates
 
 struct RunTable {
   Run run[kRuns];
@@ -164,8 +164,8 @@ void update_runs(Context& context, const Adamw& a, const RunTable& table) {
   };
   const bool wide = whole_vectors(table) && aligned(a.w) && aligned(a.m) && aligned(a.v) &&
                     aligned(a.copy) && aligned(a.g);
-  launch(context, wide ? adamw_kernel<T, kVector> : adamw_kernel<T, 1>, shape, buffers, Step(a),
-         table);
+  launch(context, wide ? adamw_kernel<T, kFloatVector> : adamw_kernel<T, 1>, shape, buffers,
+         Step(a), table);
 }
 
 void update(Context& context, const Adamw& a) {

@@ -92,6 +92,19 @@ __device__ inline uint32_t to_tf32(float x) {
   return r;
 }
 
+// threadIdx.x and blockIdx.x, read anew: what is computed from them is computed here, not ahead of a
+// loop and kept in registers that the loop needs.
+__device__ inline int thread_index() {
+  int x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+}
+__device__ inline int block_index() {
+  int x;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
+  return x;
+}
+
 // 2^x to 2 ulp; 0 below -126.
 __device__ inline float exp2_fast(float x) {
   float y;

@@ -19,7 +19,7 @@ struct RunIdentity {
   std::string config_hash, tokenizer_sha256, train_identity, val_identity;
   uint64_t run_seed = 0, shuffle_seed = 0;
   int64_t parameters = 0, embedding_parameters = 0;
-  ModelCost cost;
+  ModelCost cost = {};
   std::string device;
   int threads = 0, ranks = 1;
 };

@@ -133,6 +133,7 @@ TEST(Fault, AnOutOfBoundsWriteIsReported) {
     launch(context(), out_of_bounds_kernel,
            {1, kThreads, SharedSize().array<float>(kThreads).array<float>(5).bytes()}, offset);
   };
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
   run(4);
   for (int offset : {5, 31, 32, 60, -1, -20}) {
 #ifdef __SANITIZE_ADDRESS__

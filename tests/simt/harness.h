@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -13,10 +14,10 @@
 namespace kla::simt::testing {
 
 inline Context& context(int threads = 1) {
-  static ThreadPool one(1), several(3);
+  static std::map<int, ThreadPool> pools;
   static Context context;
   context.device = Device::simt;
-  context.pool = threads == 1 ? &one : &several;
+  context.pool = &pools.try_emplace(threads, threads).first->second;
   return context;
 }
 

@@ -31,8 +31,12 @@ cudaError_t remember(cudaError_t error) {
 
 cudaError_t allocate(void** memory, size_t bytes) {
   constexpr size_t kAlignment = 256;
+  size_t available, total;
+  cudaMemGetInfo(&available, &total);
+  *memory = nullptr;
+  if (bytes > total) return remember(cudaErrorMemoryAllocation);
   const size_t padded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  *memory = bytes > 0 ? std::aligned_alloc(kAlignment, padded) : nullptr;
+  if (bytes > 0) *memory = std::aligned_alloc(kAlignment, padded);
   if (bytes > 0 && !*memory) return remember(cudaErrorMemoryAllocation);
   if (*memory) std::memset(*memory, 0xFF, padded);
   return cudaSuccess;
