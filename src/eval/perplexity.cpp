@@ -42,8 +42,8 @@ std::vector<std::vector<float>> score_together(Scorer& scorer, const std::vector
   const std::vector<float> all = share.gather(mine, most);
   std::vector<std::vector<float>> losses;
   for (int64_t w = 0; w < n; ++w) {
-    const auto first = all.begin() + w / scorer.rows() * most +
-                       w % scorer.rows() * windows.front().targets();
+    const auto first =
+        all.begin() + w / scorer.rows() * most + w % scorer.rows() * windows.front().targets();
     losses.emplace_back(first, first + windows[static_cast<size_t>(w)].targets());
   }
   return losses;
