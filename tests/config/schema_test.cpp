@@ -36,9 +36,9 @@ TEST(Schema, ListsEveryFieldOfTheTrainingConfig) {
                         1 + members<DataConfig>() + members<TrainConfig>() +
                         members<OptimConfig>() + members<ScheduleConfig>() + members<EvalConfig>() +
                         members<CheckpointConfig>() + members<LogConfig>() +
-                        members<DeviceConfig>() + members<NonfiniteConfig>() +
-                        members<GuardConfig>() - 1;
-  EXPECT_EQ(members<Config>(), 11u);
+                        members<DeviceConfig>() + members<DistConfig>() +
+                        members<NonfiniteConfig>() + members<GuardConfig>() - 1;
+  EXPECT_EQ(members<Config>(), 12u);
   EXPECT_EQ(members<RunConfig>(), 5u);
   EXPECT_EQ(schema.fields().size(), leaves);
 }
