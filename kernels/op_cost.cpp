@@ -47,7 +47,8 @@ OpCost cost(const RmsNormForward& a) {
   return elementwise(a.x, moved({a.x, a.y, a.w, a.rstd}));
 }
 OpCost cost(const RmsNormBackward& a) {
-  return elementwise(a.x, moved({a.dx, a.dresidual, a.dy, a.x, a.w, a.dw, a.dw, a.rstd}));
+  return elementwise(a.x,
+                     moved({a.dx, a.dx_copy, a.dresidual, a.dy, a.x, a.w, a.dw, a.dw, a.rstd}));
 }
 
 OpCost cost(const MatmulForward& a) {

@@ -114,13 +114,16 @@ train() {
   local data=$out/train
   rm -rf "$data" && mkdir -p "$data"
   cat README.md kernels/README.md src/*/*.cpp kernels/*/*.cpp > "$data/corpus.txt"
-  printf 'inputs: [corpus.txt]\noutput: data\ntokenizer: {vocab_size: 1024}\nval_fraction: 0\nval_inputs: [corpus.txt]\n' \
-    > "$data/data.yaml"
+  cat > "$data/data.yaml" << END
+inputs: ["$data/corpus.txt"]
+output: "$data/tokens"
+tokenizer: {vocab_size: 1024}
+END
   cat > "$data/run.yaml" << END
 defaults: [$root/configs/quickstart/kla.yaml]
 run: {dir: "$data/runs/{name}"}
 model: {vocab_size: 1024}
-data: {train: data/train, val: ""}
+data: {train: "$data/tokens/train", val: ""}
 train: {max_tokens: 1638400, global_batch_tokens: 16384}
 eval: {interval_tokens: 0}
 log: {interval_steps: 1}

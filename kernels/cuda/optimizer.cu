@@ -120,37 +120,49 @@ __device__ inline const Run& run_of(const RunTable& table, int64_t tile) {
   return table.run[found];
 }
 
+// N neighbouring values, from index i on.
+template <class T, int N>
+__device__ void update_values(const Buffers<T>& a, const Step& step, float clip, float shrink,
+                              int64_t i) {
+  float w[N], m[N], v[N], g[N];
+  load(w, a.w + i);
+  load(m, a.m + i);
+  load(v, a.v + i);
+  load(g, a.g + i);
+  for (int k = 0; k < N; ++k) {
+    const float cg = clip * g[k];
+    m[k] = step.keep_m * m[k] + step.take_m * cg;
+    v[k] = step.keep_v * v[k] + step.take_v * (cg * cg);
+    w[k] = shrink * w[k] - step.rate * m[k] / (sqrtf(v[k] * step.correction_v) + step.eps);
+  }
+  store(a.w + i, w);
+  store(a.m + i, m);
+  store(a.v + i, v);
+  if (a.copy) store(a.copy + i, w);
+}
+
 // __grid_constant__: a table indexed at run time would otherwise be copied to every thread's stack.
 template <class T, int N>
 __global__ void adamw_kernel(Buffers<T> a, Step step, const __grid_constant__ RunTable table) {
   const Run& run = run_of(table, blockIdx.x);
   const float clip = clip_factor(a.norm, step.max_norm);
   const float shrink = run.decay ? step.shrink : 1.0f;
-  const int64_t first = (blockIdx.x - run.first_tile) * kTileSize;
-  const int64_t last = first + kTileSize < run.count ? first + kTileSize : run.count;
-  for (int64_t i = run.first + first + threadIdx.x * N; i < run.first + last; i += kThreads * N) {
-    float w[N], m[N], v[N], g[N];
-    load(w, a.w + i);
-    load(m, a.m + i);
-    load(v, a.v + i);
-    load(g, a.g + i);
-    for (int k = 0; k < N; ++k) {
-      const float cg = clip * g[k];
-      m[k] = step.keep_m * m[k] + step.take_m * cg;
-      v[k] = step.keep_v * v[k] + step.take_v * (cg * cg);
-      w[k] = shrink * w[k] - step.rate * m[k] / (sqrtf(v[k] * step.correction_v) + step.eps);
+  const int64_t first = run.first + (blockIdx.x - run.first_tile) * kTileSize;
+  const int64_t rest = run.first + run.count - first;
+  const int64_t end = first + (rest < kTileSize ? rest : kTileSize);
+  for (int64_t i = first + threadIdx.x * N; i < end; i += kThreads * N) {
+    if (i + N <= end) {
+      update_values<T, N>(a, step, clip, shrink, i);
+    } else {  // the end of a run
+      for (int64_t last = i; last < end; ++last) update_values<T, 1>(a, step, clip, shrink, last);
     }
-    store(a.w + i, w);
-    store(a.m + i, m);
-    store(a.v + i, v);
-    if (a.copy) store(a.copy + i, w);
   }
 }
 
-// A vector must not reach over the end of a run.
-bool whole_vectors(const RunTable& table) {
+// Runs may end anywhere.
+bool start_at_vectors(const RunTable& table) {
   for (int i = 0; i < table.count; ++i)
-    if (table.run[i].first % kVector != 0 || table.run[i].count % kVector != 0) return false;
+    if (table.run[i].first % kFloatVector != 0) return false;
   return true;
 }
 
@@ -162,7 +174,7 @@ void update_runs(Context& context, const Adamw& a, const RunTable& table) {
   const auto aligned = [](const View& flat) {
     return flat.empty() || reinterpret_cast<uintptr_t>(flat.data) % 16 == 0;
   };
-  const bool wide = whole_vectors(table) && aligned(a.w) && aligned(a.m) && aligned(a.v) &&
+  const bool wide = start_at_vectors(table) && aligned(a.w) && aligned(a.m) && aligned(a.v) &&
                     aligned(a.copy) && aligned(a.g);
   launch(context, wide ? adamw_kernel<T, kFloatVector> : adamw_kernel<T, 1>, shape, buffers,
          Step(a), table);
