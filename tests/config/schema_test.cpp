@@ -50,6 +50,8 @@ TEST(Schema, ListsEveryFieldOfTheOtherConfigs) {
   BenchConfig bench;
   EXPECT_EQ(schema_of(bench).fields().size(),
             members<BenchConfig>() - 1 + members<ModelConfig>() - 1 + members<StepSizeConfig>());
+  SweepConfig sweep;
+  EXPECT_EQ(schema_of(sweep).fields().size(), members<SweepConfig>());
 }
 
 template <class Root>
