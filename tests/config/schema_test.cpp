@@ -49,7 +49,8 @@ TEST(Schema, ListsEveryFieldOfTheOtherConfigs) {
             members<PrepareConfig>() - 1 + members<TokenizerConfig>());
   BenchConfig bench;
   EXPECT_EQ(schema_of(bench).fields().size(),
-            members<BenchConfig>() - 1 + members<ModelConfig>() - 1 + members<StepSizeConfig>());
+            members<BenchConfig>() - 2 + members<ModelConfig>() - 1 + members<StepSizeConfig>() +
+                members<DeviceConfig>());
   SweepConfig sweep;
   EXPECT_EQ(schema_of(sweep).fields().size(), members<SweepConfig>());
 }
