@@ -8,7 +8,7 @@
 namespace kla::testing {
 namespace {
 
-constexpr DeltaShape kShape{.B = 1, .T = 130, .H = 2, .K = 9, .V = 11};
+constexpr DeltaShape kShape{.B = 1, .T = 130, .H = 2, .K = 16, .V = 16};
 constexpr const char* kTokenInputs[] = {"q", "k", "v", "gate", "a", "b", "dy"};
 
 // The case with other, larger numbers in tokens [first, last), and the state that borders on them.

@@ -1,9 +1,7 @@
 #include "tests/simt/fibers.h"
 
-#include <atomic>
 #include <bit>
 #include <boost/context/detail/fcontext.hpp>
-#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <utility>
@@ -29,16 +27,6 @@ namespace {
 using boost::context::detail::jump_fcontext;
 using boost::context::detail::make_fcontext;
 using boost::context::detail::transfer_t;
-
-uint64_t seed_of_environment() {
-  const char* value = std::getenv("KLA_SIMT_SEED");
-  return value ? std::strtoull(value, nullptr, 10) : 0;
-}
-
-std::atomic<uint64_t>& schedule_seed() {
-  static std::atomic<uint64_t> seed{seed_of_environment()};
-  return seed;
-}
 
 bool same_place(const Site& a, const Site& b) {
   if (a.place.line() != b.place.line() || a.place.column() != b.place.column()) return false;
@@ -72,7 +60,7 @@ class Block {
   void resume(Warp& warp, int lane);
   bool run_round_robin();
   bool run_shuffled();
-  uint32_t draw(uint32_t below);
+  uint64_t draw();
   [[noreturn]] void report_deadlock() const;
   void abandon();
 
@@ -117,7 +105,7 @@ void Block::prepare(const Grid& grid, int64_t number) {
   blockIdx = {x, y, z};
   gridDim = grid.blocks;
   blockDim = dim3(grid.threads);
-  seed_ = schedule_seed();
+  seed_ = grid.seed;
   random_ = seed_ * 0x9E3779B97F4A7C15ull + static_cast<uint64_t>(number);
   shared_.begin(grid.shared_bytes);
   at_barrier_ = 0;
@@ -205,25 +193,25 @@ bool Block::run_round_robin() {
 
 bool Block::run_shuffled() {
   const unsigned warps = (count_ + Warp::kLanes - 1) / Warp::kLanes;
-  const unsigned start = draw(warps);
+  const uint64_t random = draw();
+  const auto first_warp = static_cast<unsigned>((random >> 32) * warps >> 32);
+  const int first_lane = static_cast<int>(random % Warp::kLanes);
   for (unsigned i = 0; i < warps; ++i) {
-    Warp& warp = warps_[(start + i) % warps];
+    Warp& warp = warps_[first_warp + i < warps ? first_warp + i : first_warp + i - warps];
     if (!warp.ready) continue;
-    uint32_t lanes = warp.ready;
-    for (uint32_t skip = draw(static_cast<uint32_t>(std::popcount(lanes))); skip > 0; --skip)
-      lanes &= lanes - 1;
-    resume(warp, std::countr_zero(lanes));
+    const int distance = std::countr_zero(std::rotr(warp.ready, first_lane));
+    resume(warp, (first_lane + distance) % Warp::kLanes);
     return true;
   }
   return false;
 }
 
 // SplitMix64.
-uint32_t Block::draw(uint32_t below) {
+uint64_t Block::draw() {
   uint64_t z = random_ += 0x9E3779B97F4A7C15ull;
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
   z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-  return static_cast<uint32_t>((z ^ (z >> 31)) % below);
+  return z ^ (z >> 31);
 }
 
 int Block::barrier(bool predicate, const Site& site) {
@@ -368,10 +356,6 @@ void check_shared_row(const void* pointer, const Site& site) {
 
 void run_block(const Kernel& kernel, const Grid& grid, int64_t number) {
   block().run(kernel, grid, number);
-}
-
-void set_schedule_seed(uint64_t seed) {
-  schedule_seed() = seed;
 }
 
 }  // namespace kla::fibers

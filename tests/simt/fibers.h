@@ -113,13 +113,11 @@ struct Grid {
   dim3 blocks;
   unsigned threads;     // of a block
   size_t shared_bytes;  // as declared by the launch
+  uint64_t seed;        // of the schedule; 0: round robin
   int64_t size() const { return int64_t{blocks.x} * blocks.y * blocks.z; }
 };
 
 // Runs one block on the calling OS thread, which keeps the stacks for the next.
 void run_block(const Kernel&, const Grid&, int64_t block);
-
-// 0: round robin. Until set here it is the environment variable KLA_SIMT_SEED.
-void set_schedule_seed(uint64_t seed);
 
 }  // namespace kla::fibers

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <map>
 #include <string>
 #include <vector>
@@ -42,8 +43,10 @@ class Buffer {
 // A schedule seed for the time of a scope.
 class Schedule {
  public:
-  explicit Schedule(uint64_t seed) { fibers::set_schedule_seed(seed); }
-  ~Schedule() { fibers::set_schedule_seed(0); }
+  explicit Schedule(uint64_t seed) { setenv("KLA_SIMT_SEED", std::to_string(seed).c_str(), 1); }
+  ~Schedule() { unsetenv("KLA_SIMT_SEED"); }
+  Schedule(const Schedule&) = delete;
+  Schedule& operator=(const Schedule&) = delete;
 };
 
 // The message of the Error that a launch ends with; empty if there is none.

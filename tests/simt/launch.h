@@ -29,7 +29,8 @@ class SharedMemory {
 
 void launch_threads(const Context&, const Shape&, std::function<void()> thread);
 
-// Every thread gets its own copy of the arguments. Blocks run in parallel on context.pool.
+// Every thread gets its own copy of the arguments. Blocks run in parallel on context.pool, threads
+// in the order that the environment variable KLA_SIMT_SEED draws, if it is not 0.
 template <class... Parameters, class... Args>
 void launch(const Context& context, void (*kernel)(Parameters...), const Shape& shape,
             Args&&... args) {

@@ -38,13 +38,9 @@ inline void expect_finite(const Results& results, const std::string& what) {
     for (double x : values) ASSERT_TRUE(std::isfinite(x)) << what << ": " << name << " has " << x;
 }
 
-// Devices compared with the reference: those this binary was linked with and this machine has.
-inline std::vector<Device> devices_under_test() {
-  std::vector<Device> devices;
-  for (Device device : {Device::cpu, Device::simt, Device::cuda})
-    if (available(device)) devices.push_back(device);
-  return devices;
-}
+// Devices compared with the reference: the cpu in test_kernels (tests/kernels/devices.cpp), the
+// accelerators that this machine has in test_device (tests/device/devices.cpp).
+std::vector<Device> devices_under_test();
 
 inline std::vector<Device> all_devices() {
   std::vector<Device> devices = devices_under_test();

@@ -13,6 +13,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <functional>
 #include <initializer_list>
 #include <map>
@@ -214,9 +215,18 @@ inline void Lab::expect_margins_untouched() const {
   }
 }
 
+// The device simt draws the order of its threads by a seed (tests/simt/README.md). With several
+// threads it is another order each time, which must not show in the results.
+inline void draw_order(int threads) {
+  static const char* const kSeed = "KLA_SIMT_SEED";
+  static const std::string given = std::getenv(kSeed) ? std::getenv(kSeed) : "0";
+  setenv(kSeed, threads == 1 ? given.c_str() : std::to_string(threads).c_str(), 1);
+}
+
 // Runs a program on a device: the dry run, then the real one with the planned scratch.
 template <class Program>
 Results execute(Device device, Program&& program, int threads = 1, DType compute = DType::f32) {
+  draw_order(threads);
   Arena plan("plan");
   Lab dry(device, threads, plan, compute);
   program(dry);
