@@ -4,7 +4,7 @@ JOBS ?= $(shell nproc)
 BUILD := build/release
 CI_BUILD := build/ci
 
-.PHONY: menu setup build cuda quickstart test bench format lint clean
+.PHONY: menu setup build cuda quickstart test sanitize bench format lint clean
 
 menu:
 	@echo "make setup       install what is missing (Debian packages; needs root or sudo)"
@@ -12,6 +12,7 @@ menu:
 	@echo "make cuda        build/cuda/kla for NVIDIA GPUs, wherever the toolkit is; registers and spills of its kernels"
 	@echo "make quickstart  from nothing to two trained models and a report, about 9 minutes on 2 cores"
 	@echo "make test        build everything with warnings as errors and run all tests"
+	@echo "make sanitize    the kernels' tests under AddressSanitizer and UBSan, CUDA kernels included"
 	@echo "make bench       speed of every op and of the training step on this machine"
 	@echo "make format      clang-format all sources"
 	@echo "make lint        check formatting and the size of lines, functions, files; TIDY=1: clang-tidy too"
@@ -40,6 +41,12 @@ test: setup
 	@cmake --build $(CI_BUILD) -j $(JOBS)
 	@echo "== running the tests"
 	@ctest --test-dir $(CI_BUILD) -j $(JOBS) --output-on-failure
+
+sanitize: setup
+	@echo "== building the kernels' tests with sanitizers into build/asan"
+	@cmake --preset asan
+	@cmake --build build/asan -j $(JOBS) --target test_simt test_kernels test_device
+	@for test in simt kernels device; do echo "== test_$$test"; build/asan/tests/test_$$test --gtest_brief=1 || exit 1; done
 
 bench: build
 	@$(BUILD)/kla bench configs/bench/cpu.yaml
