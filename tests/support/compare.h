@@ -39,7 +39,7 @@ inline void expect_finite(const Results& results, const std::string& what) {
 }
 
 // Devices compared with the reference: the cpu in test_kernels (tests/kernels/devices.cpp), the
-// accelerators that this machine has in test_device (tests/device/devices.cpp).
+// accelerators that this machine has in test_device, all of them in test_eval (devices.cpp there).
 std::vector<Device> devices_under_test();
 
 inline std::vector<Device> all_devices() {
