@@ -26,16 +26,16 @@ class HostServices final : public DeviceServices {
   }
   void release(void* memory) noexcept override { std::free(memory); }
   void upload(void* device, const void* host, int64_t bytes) override {
-    std::memcpy(device, host, static_cast<size_t>(bytes));
+    copy(device, host, bytes);
   }
   void download(void* host, const void* device, int64_t bytes) override {
-    std::memcpy(host, device, static_cast<size_t>(bytes));
+    copy(host, device, bytes);
   }
   void copy(void* to, const void* from, int64_t bytes) override {
-    std::memcpy(to, from, static_cast<size_t>(bytes));
+    if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));  // null where empty
   }
   void fill(void* device, uint8_t byte, int64_t bytes) override {
-    std::memset(device, byte, static_cast<size_t>(bytes));
+    if (bytes > 0) std::memset(device, byte, static_cast<size_t>(bytes));
   }
   void synchronize() override {}
 };
