@@ -25,9 +25,7 @@ class HostServices final : public DeviceServices {
         kAlignment, static_cast<size_t>((bytes + kAlignment - 1) / kAlignment * kAlignment));
   }
   void release(void* memory) noexcept override { std::free(memory); }
-  void upload(void* device, const void* host, int64_t bytes) override {
-    copy(device, host, bytes);
-  }
+  void upload(void* device, const void* host, int64_t bytes) override { copy(device, host, bytes); }
   void download(void* host, const void* device, int64_t bytes) override {
     copy(host, device, bytes);
   }
