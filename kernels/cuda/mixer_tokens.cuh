@@ -93,9 +93,10 @@ __device__ inline void find_starts(const DocumentMap& documents, int b, int64_t 
   }
 }
 
-// Bit i: token t - 3 + i starts a document; t <= 64 counts within the tile.
+// Bit i: token t - 3 + i starts a document; t <= 64 counts within the tile. Threads without a token
+// ask too, and ignore the answer.
 __device__ inline uint32_t starts_around(const uint32_t* words, int t) {
-  const int word = t / 32;
+  const int word = min(t / 32, kStartWords - 2);
   const uint64_t pair = words[word] | static_cast<uint64_t>(words[word + 1]) << 32;
   return static_cast<uint32_t>(pair >> (t % 32));
 }
