@@ -4,10 +4,10 @@
 #   tools/gpu_check.sh [--deps kla-bundle] [--out DIR] [--seconds 570] [STEP...]
 #
 # Builds the tree it stands in (with the libraries of an unpacked bundle, tools/bundle_deps.sh, where the machine has
-# none of them), then runs: doctor, tests (ops, model, runs, on the GPU against the double reference), sanitizer
-# (memcheck, racecheck, initcheck on small ops), train (GPU beside CPU, repeats bit for bit, resume), step (0.4B, KLA
-# and GDN, batch 8 and 16), decode, peer (PyTorch with flash-linear-attention, if python3 has it). Naming steps runs
-# those alone. DIR gets log, one file a step, and results.jsonl, written as it goes: a run that is cut off keeps what
+# none of them), then runs: doctor, ranks (several GPUs, if there are), tests (ops, training, resume, evaluation, on
+# the GPU against the double reference), step (0.4B, KLA and GDN, batch 8 and 16), train (100 steps beside the CPU's,
+# repeats bit for bit, resume), decode, sanitizer (memcheck, racecheck, initcheck on the mixer's ops), peer (PyTorch
+# with flash-linear-attention, if python3 has it). Naming steps runs those alone. DIR gets log, one file a step, and results.jsonl, written as it goes: a run that is cut off keeps what
 # it has. Ends with a table of the steps; exit code 1 if a test, the sanitizer or a training comparison failed.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -22,7 +22,7 @@ while (($#)); do
   esac
 done
 steps=("$@")
-((${#steps[@]})) || steps=(doctor tests sanitizer train step decode peer)
+((${#steps[@]})) || steps=(doctor ranks tests step train decode sanitizer peer)
 mkdir -p "$out" && out=$(realpath "$out")
 results=$out/results.jsonl
 : > "$results"
@@ -75,15 +75,22 @@ fi
 if [[ " ${steps[*]} " == *" peer "* ]]; then
   python3 tools/peers/fla_step.py --batch 1 --repeats 1 ${KLA_PEER_ARGUMENTS:-} > "$out/peer_warm.log" 2>&1 &
 fi
-targets=(kla test_kernels test_device test_model test_train)
+targets=(kla test_device test_eval test_distributed)
 check configure 60 "${configure[@]}" && check build 400 cmake --build "$build" -j "$(nproc)" --target "${targets[@]}" ||
   exit 1
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
 
+ranks() {
+  if (($(nvidia-smi --query-gpu=name --format=csv,noheader | wc -l) < 2)); then
+    echo "== ranks: one GPU here"
+    return
+  fi
+  check ranks 90 "$build/tests/test_distributed" --gtest_filter='GpuRanks.*' || failed=1
+}
+
 tests() {
   check test_device 150 "$build/tests/test_device" || failed=1
-  check test_kernels 150 "$build/tests/test_kernels" || failed=1
-  check test_model 60 "$build/tests/test_model" || failed=1
+  check test_eval 60 "$build/tests/test_eval" || failed=1
 }
 
 sanitizer() {
@@ -124,7 +131,7 @@ defaults: [$root/configs/quickstart/kla.yaml]
 run: {dir: "$data/runs/{name}"}
 model: {vocab_size: 1024}
 data: {train: "$data/tokens/train", val: ""}
-train: {max_tokens: 1638400, global_batch_tokens: 16384}
+train: {max_tokens: 819200, global_batch_tokens: 8192}
 eval: {interval_tokens: 0}
 log: {interval_steps: 1}
 END
@@ -136,7 +143,7 @@ END
   check train_again 60 "${run[@]}" run.name=again device.backend=cuda
   check train_stopped 60 stop_early "$data" "${run[@]}" run.name=halves device.backend=cuda
   check train_resumed 60 "${run[@]}" run.name=halves device.backend=cuda
-  check train_compare 20 python3 tools/compare_losses.py "$data/runs/cpu" "$data/runs/f32:1e-4" \
+  check train_compare 20 python3 tools/compare_losses.py "$data/runs/cpu" "$data/runs/f32:1e-3" \
     "$data/runs/bf16:2e-2" || failed=1
   check train_repeats 20 python3 tools/compare_losses.py "$data/runs/bf16" "$data/runs/again:0" \
     "$data/runs/halves:0" || failed=1
@@ -148,12 +155,17 @@ step() {
     for rule in kla gdn; do bench "step_${rule}_b$batch" 90 batch=$batch model.step_size.rule=$rule; done
   done
 }
-decode() {
-  local batch
-  for batch in 1 8 32 128; do
-    bench "decode_b$batch" 60 batch=$batch seq_len=$((4096 / batch > 128 ? 4096 / batch : 128)) \
-      --decode 128,4096,32768,131072 --decode-only
-  done
+decode() { # batch, positions; the cost of getting there bounds the long ones
+  local batch positions
+  while read -r batch positions; do
+    bench "decode_b$batch" 60 batch=$batch seq_len=$((batch > 32 ? 128 : 4096 / batch)) repeats=3 \
+      --decode "$positions" --decode-only
+  done << END
+1 128,4096,32768,131072
+8 128,4096,32768
+32 128,4096
+128 128,4096
+END
 }
 peer() {
   local batch
@@ -167,7 +179,7 @@ peer() {
 for name in "${steps[@]}"; do
   case $name in
     doctor) check doctor 60 "$kla" doctor && cat "$out/doctor.log" ;;
-    tests | sanitizer | train | step | decode | peer) "$name" ;;
+    ranks | tests | sanitizer | train | step | decode | peer) "$name" ;;
     *) echo "gpu_check: unknown step '$name'" >&2; exit 2 ;;
   esac
 done
