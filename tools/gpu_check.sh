@@ -154,6 +154,7 @@ step() {
   for batch in 8 16; do
     for rule in kla gdn; do bench "step_${rule}_b$batch" 90 batch=$batch model.step_size.rule=$rule; done
   done
+  KLA_MATMUL_CHOICES=$out/matmul_choices bench step_kla_b8_tuned 90 batch=8
 }
 decode() { # batch, positions; the cost of getting there bounds the long ones
   local batch positions

@@ -42,6 +42,7 @@ class StepProfile final : public OpObserver {
       step_.push_back({});
     }
     ++step_[current_].calls;
+    services_.synchronize();  // for what came between two ops, such as clearing gradients
     start_ = Clock::now();
   }
   void end() override {

@@ -29,7 +29,7 @@ Runtime::Runtime(const DeviceConfig& config)
               choose_compute_type(config, choose_device(config))) {}
 
 Runtime::Runtime(Device device, int threads, DType compute) : pool(threads) {
-  services_of(device);  // throws if there is none
+  context.observer = services_of(device).tracer();  // throws if there is no such device
   context.device = device;
   context.compute = compute;
   context.accumulate = DType::f32;
