@@ -295,8 +295,8 @@ void backward(Context& context, const MixerPrepBackward& x) {
   const Walk walk(s);
   const int blocks = std::max(walk.blocks, Cut(s).blocks);  // a dry run knows no alignment
   ArenaScope scope(*context.scratch);
-  float* shares = context.scratch->allocate<float>(int64_t{s.B} * blocks * s.H *
-                                                   Share{s.K, s.V}.floats());
+  float* shares =
+      context.scratch->allocate<float>(int64_t{s.B} * blocks * s.H * Share{s.K, s.V}.floats());
   if (s.B == 0 || s.T == 0 || s.H == 0) return;
   const bool aligned = quads_aligned({x.in.q, x.in.k, x.in.v, x.w.q_conv, x.w.k_conv, x.w.v_conv,
                                       x.dq, x.dk, x.dv, x.dq_hat, x.dk_hat, x.dv_hat});
