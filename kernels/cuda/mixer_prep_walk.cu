@@ -183,7 +183,7 @@ __device__ inline float fold_group(float (&x)[kLanes]) {
 // of the sums.
 template <class T>
 __device__ void step_factors(const Backward<T, true>& p, const WalkShared& m, int row, int left) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, part = lane / kLanes, i = lane % kTokens;
+  const int lane = static_cast<int>(threadIdx.x % 32), part = lane / kLanes, i = lane % kTokens;
   const int k_groups = p.s.K / 16, groups = part < kV ? k_groups : p.s.V / 16;
   float sum = 0;
   if (part < kParts) {
