@@ -1,6 +1,7 @@
-// Backward of mixer_prep (kernels/README.md, "Mixer prep"): one block per head and run of tiles of
-// a sequence. Convolution, SiLU and norms are recomputed from the raw inputs, in units of 4 tokens
-// of a quad of channels:
+// Backward of mixer_prep (kernels/README.md, "Mixer prep"), which goes along a walk where it can
+// (mixer_prep_walk.cu), else, here, in tiles: one block per head and run of tiles of a sequence.
+// Convolution, SiLU and norms are recomputed from the raw inputs, in units of 4 tokens of a quad of
+// channels:
 //
 //   1. measure: sums of squares and y.dy of the rows of q and k, which the norms' derivatives need.
 //   2. apply v, k, q: dc = (alpha dy + gamma y) slope, with one alpha and gamma per row; dc of the

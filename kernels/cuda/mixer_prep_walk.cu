@@ -1,9 +1,9 @@
 // Backward of mixer_prep along a straight walk (kernels/README.md, "Mixer prep"): one block per
 // head and run of tokens, a thread per pair of channels of q, k and v together. A thread walks its
 // pair forward in time, 4 tokens a step, and keeps in registers what neighbouring tokens share:
-// the three inputs before, the gradients of the three inputs before that later tokens still add
-// to, the filter and its gradient. So nothing is read or computed twice but the step after a run,
-// whose dc the run's last three tokens need. Each step:
+// the three inputs before, dx of the last three tokens as far as it is known, and the filter's
+// gradient. So nothing is read or computed twice but the step after a run, whose dc the run's last
+// three tokens need. Each step:
 //
 //   1. convolve and activate; sums of squares and of y.dy over groups of 16 channels.
 //   2. one warp adds the groups and finds alpha and gamma of each row and part.
