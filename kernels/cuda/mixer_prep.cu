@@ -131,6 +131,50 @@ struct Chunk {
   int64_t n, first;
 };
 
+// ---- Units -------------------------------------------------------------------------------------
+
+// Whether neither the sequence's edges nor a document start touch a unit and the inputs before it.
+__device__ inline bool is_straight(const RunPlace& p) {
+  return p.t >= kTail && p.t + kRunTokens <= p.T &&
+         (p.starts & ((1u << (kTail + kRunTokens)) - 1)) == 0;
+}
+
+__device__ inline float activate(float conv, bool silu) {
+  return silu ? conv * sigmoid_fast(conv) : conv;
+}
+
+// The activated values of a unit. Straight ones, nearly all, stay packed until used and take
+// channel by channel: a third of the registers, which let a third block onto a multiprocessor.
+template <class T, bool kAligned>
+__device__ void activate_unit(Quad (&y)[kRunTokens], const ConvChannels<T, kAligned>& c,
+                              const RunPlace& p, bool silu) {
+  if (is_straight(p)) {
+    const int64_t column = static_cast<int64_t>(p.h) * c.width + p.channel;
+    const int stride = static_cast<int>(c.stride);
+    const T* row = c.x + (p.b * p.T + p.t - kTail) * c.stride + column;
+    PackedQuad<T> x[kTail + kRunTokens];
+#pragma unroll
+    for (int i = 0; i < kTail + kRunTokens; ++i) x[i] = load_quad<kAligned>(row + i * stride);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const Quad w = unpack(load_quad<kAligned>(c.w + (column + e) * kConvWidth));
+#pragma unroll
+      for (int i = 0; i < kRunTokens; ++i)
+        y[i][e] = activate(w[0] * unpack(x[i])[e] + w[1] * unpack(x[i + 1])[e] +
+                               w[2] * unpack(x[i + 2])[e] + w[3] * unpack(x[i + 3])[e],
+                           silu);
+    }
+  } else {
+    RawRun<T, kRunTokens> raw;
+    load_run(raw, c, p);
+    const auto keep = [&](int i, const Quad& conv) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) y[i][e] = activate(conv[e], silu);
+    };
+    convolve_run<true>(raw, load_filter(c, p), p.starts, keep);
+  }
+}
+
 // ---- q and k -----------------------------------------------------------------------------------
 
 // A thread's share of q or k in one pass.
@@ -172,14 +216,7 @@ __device__ void convolve_unit(KeyUnit& u, const Forward<T, kAligned>& p, const C
   const ConvChannels<T, kAligned> channels = u.is_key ? p.k : p.q;
   const int t = u.run * kRunTokens, quads = p.s.K / 4;
   const RunPlace place{c.b, c.h, u.quad % quads * 4, c.first + t, p.s.T, starts_around(starts, t)};
-  RawRun<T, kRunTokens> raw;
-  load_run(raw, channels, place);
-  const Filter filter = load_filter(channels, place);
-  const bool silu = kPlain || p.gates.silu_on_keys();
-  convolve(raw, filter, place.starts, [&](int i, const Quad& conv) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) u.y[i][e] = silu ? conv[e] * sigmoid_fast(conv[e]) : conv[e];
-  });
+  activate_unit(u.y, channels, place, kPlain || p.gates.silu_on_keys());
 }
 
 // What multiplies a row of q (of k: is_key) whose squares sum to n.
@@ -286,15 +323,10 @@ __device__ void visit_values(const Forward<T, kAligned>& p, const Chunk& c, cons
                              int run, int quad, Visit&& visit) {
   const int t = run * kRunTokens;
   const RunPlace place{c.b, c.h, quad * 4, c.first + t, p.s.T, starts_around(starts, t)};
-  RawRun<T, kRunTokens> raw;
-  load_run(raw, p.v, place);
-  const Filter filter = load_filter(p.v, place);
-  convolve(raw, filter, place.starts, [&](int i, const Quad& conv) {
-    Quad y;
+  Quad y[kRunTokens];
+  activate_unit(y, p.v, place, true);
 #pragma unroll
-    for (int e = 0; e < 4; ++e) y[e] = conv[e] * sigmoid_fast(conv[e]);
-    visit(i, y);
-  });
+  for (int i = 0; i < kRunTokens; ++i) visit(i, y[i]);
 }
 
 // value_scale = 1 / |v|, a warp per run: the values are computed once more to be stored.
@@ -321,11 +353,11 @@ __device__ void value_norms(const Forward<T, kAligned>& p, const Chunk& c,
 
 template <class T, bool kAligned>
 __device__ void values(const Forward<T, kAligned>& p, const Chunk& c, const ChunkShared<T>& m) {
-  const int quads = p.s.V / 4, threads = static_cast<int>(blockDim.x);
+  const auto quads = static_cast<unsigned>(p.s.V / 4);
+  const unsigned units = static_cast<unsigned>((c.rows + kRunTokens - 1) / kRunTokens) * quads;
 #pragma unroll 1
-  for (int unit = static_cast<int>(threadIdx.x); unit < kRuns * quads; unit += threads) {
-    const int run = unit / quads, quad = unit % quads;
-    if (run * kRunTokens >= c.rows) break;
+  for (unsigned unit = threadIdx.x; unit < units; unit += blockDim.x) {
+    const int run = static_cast<int>(unit / quads), quad = static_cast<int>(unit % quads);
     T* to = p.v_hat.at(p.s, c.b, c.first + run * kRunTokens, c.h, quad * 4);
     const int step = p.s.H * static_cast<int>(p.v_hat.stride);
     visit_values(p, c, m.starts, run, quad, [&](int i, Quad y) {
@@ -397,9 +429,16 @@ __device__ void store_inverse(const Forward<T, kAligned>& p, const Chunk& c,
   }
 }
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kPlainBlocks = 2;  // three would spill
+#else
+constexpr int kPlainBlocks = 3;
+#endif
 // kPlain: neither softmax nor values by their own norm, whose code would cost the others registers.
 template <class T, bool kAligned, bool kPlain>
-__global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)
+__global__ void __launch_bounds__(kMaxThreads, !kPlain          ? 1
+                                               : sizeof(T) == 2 ? kPlainBlocks
+                                                                : 2)
     prep_forward_kernel(const __grid_constant__ Forward<T, kAligned> p) {
   const ChunkShared<T> m(p.s.K);
   Chunk c;

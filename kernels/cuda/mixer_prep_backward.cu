@@ -1,6 +1,7 @@
-// Backward of mixer_prep (kernels/README.md, "Mixer prep"): one block per head and run of tiles of
-// a sequence. Convolution, SiLU and norms are recomputed from the raw inputs, in units of 4 tokens
-// of a quad of channels:
+// Backward of mixer_prep (kernels/README.md, "Mixer prep"), which goes along a walk where it can
+// (mixer_prep_walk.cu), else, here, in tiles: one block per head and run of tiles of a sequence.
+// Convolution, SiLU and norms are recomputed from the raw inputs, in units of 4 tokens of a quad of
+// channels:
 //
 //   1. measure: sums of squares and y.dy of the rows of q and k, which the norms' derivatives need.
 //   2. apply v, k, q: dc = (alpha dy + gamma y) slope, with one alpha and gamma per row; dc of the
@@ -11,6 +12,7 @@
 // Shares of the parameters' gradients: the sums over a tile's units are added, tile by tile, to the
 // block's row of scratch memory (mixer_shares.cuh).
 #include "kernels/cuda/mixer_prep_tile.cuh"
+#include "kernels/cuda/mixer_prep_walk.cuh"
 
 namespace kla::KLA_BACKEND {
 
@@ -278,31 +280,36 @@ __global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)
 // ---- Launch -----------------------------------------------------------------------------------
 
 template <class T, bool kAligned, bool kPlain>
-void launch_backward(const Context& context, const MixerPrepBackward& x) {
+void tiles_backward(const Context& context, const MixerPrepBackward& x, float* shares) {
   const MixerDims s(x.in);
   const Cut cut(s);
   const int rows = s.B * cut.blocks;
-  const int64_t blocks = static_cast<int64_t>(rows) * s.H;
-  ArenaScope scope(*context.scratch);
-  float* shares = context.scratch->allocate<float>(blocks * Share{s.K, s.V}.floats());
-  if (blocks == 0) return;
   launch(context, prep_backward_kernel<T, kAligned, kPlain>,
-         {dim3(static_cast<unsigned>(blocks)), static_cast<unsigned>(threads_of(s.K)),
+         {dim3(static_cast<unsigned>(rows * s.H)), static_cast<unsigned>(threads_of(s.K)),
           TileShared::bytes(s.K, cut.tile)},
          Backward<T, kAligned>(x, shares));
   add_shares(context, x, s, rows, shares);
 }
 
 void backward(Context& context, const MixerPrepBackward& x) {
+  const MixerDims s(x.in);
+  const Walk walk(s);
+  const int blocks = std::max(walk.blocks, Cut(s).blocks);  // a dry run knows no alignment
+  ArenaScope scope(*context.scratch);
+  float* shares =
+      context.scratch->allocate<float>(int64_t{s.B} * blocks * s.H * Share{s.K, s.V}.floats());
+  if (s.B == 0 || s.T == 0 || s.H == 0) return;
   const bool aligned = quads_aligned({x.in.q, x.in.k, x.in.v, x.w.q_conv, x.w.k_conv, x.w.v_conv,
                                       x.dq, x.dk, x.dv, x.dq_hat, x.dk_hat, x.dv_hat});
   const RuleInfo& rule = rule_info(x.options.rule);
   const bool plain = rule.query != QueryMap::softmax && rule.key != KeyMap::softmax &&
                      rule.value != ValueMap::unit;
+  const bool straight = plain && x.in.reset.empty() && walk.threads <= Walk::kMostThreads;
   visit_compute(context, [&]<class T>(T) {
-    if (!aligned) return launch_backward<T, false, false>(context, x);
-    plain ? launch_backward<T, true, true>(context, x)
-          : launch_backward<T, true, false>(context, x);
+    if (!aligned) return tiles_backward<T, false, false>(context, x, shares);
+    if (straight) return walk_backward<T>(context, x, shares);
+    plain ? tiles_backward<T, true, true>(context, x, shares)
+          : tiles_backward<T, true, false>(context, x, shares);
   });
 }
 

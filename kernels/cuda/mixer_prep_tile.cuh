@@ -15,10 +15,10 @@ constexpr int kRunTokens = 4, kMaxTile = 64, kMaxRows = kMaxTile + kRunTokens;
 constexpr int kMaxThreads = 224;
 enum { kQ, kK, kV, kParts };
 
-int tile_tokens(int K) {
+inline int tile_tokens(int K) {
   return K <= 48 ? 64 : K <= 96 ? 32 : K <= 176 ? 16 : 8;
 }
-int threads_of(int K) {
+inline int threads_of(int K) {
   return std::max(128, ((tile_tokens(K) / kRunTokens + 1) * K / 4 + 31) / 32 * 32);
 }
 

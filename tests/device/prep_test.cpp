@@ -108,16 +108,20 @@ TEST(DevicePrep, InvertsCorrelatedKeys) {
   expect_prep(c, "correlated keys", true);
 }
 
-// Enough sequences for a block of the backward to walk over two tiles, and its sums with it.
+// Enough sequences for a block of the backward to walk over several steps (all of a sequence; a
+// third of it), or with resets over two tiles, and its sums with it.
 TEST(DevicePrep, SumsOverTilesAndBlocks) {
-  const MixerCase c = draw_mixer({.B = 16, .T = 65, .H = 64, .K = 16, .V = 16}, {});
-  const auto program = [&](Lab& lab) {
-    lab.aligned_columns = true;
-    run_prep(lab, c);
-  };
-  const Results reference = execute(Device::reference, program);
-  for (Device device : cuda_devices())
-    expect_close(execute(device, program), reference, kFloatBound, name_of(device));
+  for (const auto& [B, resets] : {std::pair{16, false}, {8, false}, {16, true}}) {
+    MixerCase c = draw_mixer({.B = B, .T = 65, .H = 64, .K = 16, .V = 16}, {});
+    if (resets) c.inputs["reset"] = resets_at(c.shape, {63});
+    const auto program = [&](Lab& lab) {
+      lab.aligned_columns = true;
+      run_prep(lab, c);
+    };
+    const Results reference = execute(Device::reference, program);
+    for (Device device : cuda_devices())
+      expect_close(execute(device, program), reference, kFloatBound, name_of(device));
+  }
 }
 
 TEST(DevicePrep, StartsDocumentsAnywhere) {
