@@ -115,18 +115,18 @@ struct BackwardMemory {
 
   __device__ void copy_queries(const DeltaPointers<T>& in, const ChunkPlace& p) const {
     copy_tile<kK>(q, in.q + first_row(in, p) * in.K, in.H * in.K, p.tokens, in.K, kTokens,
-                  static_cast<int>(threadIdx.x), 32 * kWarps);
+                  thread_index(), 32 * kWarps);
   }
   __device__ void copy_head(const DeltaPointers<T>& in, const ChunkPlace& p) const {
     copy_tile<kK>(k, in.k + first_row(in, p) * in.K, in.H * in.K, p.tokens, in.K, kTokens,
-                  static_cast<int>(threadIdx.x), 32 * kWarps);
+                  thread_index(), 32 * kWarps);
     copy_queries(in, p);
-    copy_triangle(inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens,
-                  static_cast<int>(threadIdx.x), 32 * kWarps);
+    copy_triangle(inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, thread_index(),
+                  32 * kWarps);
   }
   __device__ void copy_tile_of_values(const BackwardArgs<T>& a, const ChunkPlace& p, int n) const {
     const VTile to = tile(n);
-    const int thread = static_cast<int>(threadIdx.x), K = a.in.K;
+    const int thread = thread_index(), K = a.in.K;
     const int V = a.in.V, column = n * Layout::kVTile;
     const int columns = V - column < Layout::kVTile ? V - column : Layout::kVTile;
     const int64_t state = (chunk_index(a.in, p) * V + column) * K;

@@ -33,7 +33,8 @@ __device__ __forceinline__ void write_state(Accumulator (&S)[kBlocks],
     for (int e = 0; e < 8; ++e) x[e] = decayed(gates.E[i * kBlock + column_of(e)], x[e]);
     EX[i] = operand<T>(x);
   }
-  __syncwarp();  // the values of these columns have been read
+  __syncwarp();           // the values of these columns have been read
+  __threadfence_block();  // here and below: loads drawn ahead would take registers that S needs
 #pragma unroll
   for (int first = 0; first < kTokenBlocks; first += 2) {
     Accumulator O[2];
@@ -47,6 +48,7 @@ __device__ __forceinline__ void write_state(Accumulator (&S)[kBlocks],
       for (int j = 0; j <= i; ++j) multiply_add(o, X[j], load_b_transposed(P.block(i, j), 0, 0));
       store_transposed(values, i * kBlock, column, o);
     }
+    __threadfence_block();
   }
   decay_state(S, gates.gamma);
 #pragma unroll
@@ -74,11 +76,11 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
     const ChunkPlace p = chunk_place(in, at.b, n, at.h);
     const auto tiles = memory.stage(n);
     const Gates& gates = memory.gates[n & 1];
-    const bool more = n + 1 < in.NC;
+
     cp_async_wait<0>();
     __syncthreads();  // the tiles and gates are there; the other stage is free
-    const ChunkPlace next = chunk_place(in, at.b, more ? n + 1 : n, at.h);
-    if (ScanShape<T, kK>::kStages == 2 && more) memory.copy(in, in.v, next, at.column);
+    if (ScanShape<T, kK>::kStages == 2 && n + 1 < in.NC)
+      memory.copy(in, in.v, chunk_place(in, at.b, n + 1, at.h), at.column);
     if (active && a.S_enter)
       store_state(S, a.S_enter + (chunk_index(in, p) * in.V + at.column) * in.K, in.K);
     gate_triangles<kK>(tiles.inverse, memory.P, tiles.q, tiles.k, gates, in.scale);
@@ -91,8 +93,10 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
       write_columns(a.o + first_row(in, p) * in.V + at.column, in.H * in.V, p.tokens,
                     Tile<T>{tiles.values.at(0, warp_index() * kBlock), tiles.values.stride});
     }
-    if (warp_index() == 0 && more) make_gates(memory.gates[(n + 1) & 1], GateInputs(in, next));
-    if (ScanShape<T, kK>::kStages == 1 && more) {
+    if (n + 1 == in.NC) break;
+    const ChunkPlace next = chunk_place(in, at.b, n + 1, at.h);
+    if (warp_index() == 0) make_gates(memory.gates[(n + 1) & 1], GateInputs(in, next));
+    if (ScanShape<T, kK>::kStages == 1) {
       __syncthreads();
       memory.copy(in, in.v, next, at.column);
     }
