@@ -76,7 +76,6 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::
     const ChunkPlace p = chunk_place(in, at.b, n, at.h);
     const auto tiles = memory.stage(n);
     const Gates& gates = memory.gates[n & 1];
-
     cp_async_wait<0>();
     __syncthreads();  // the tiles and gates are there; the other stage is free
     if (ScanShape<T, kK>::kStages == 2 && n + 1 < in.NC)
