@@ -5,7 +5,7 @@
 #include <string>
 
 #include "commands/commands.h"
-#include "config/load.h"
+#include "commands/failure.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "version.h"
@@ -22,6 +22,10 @@ constexpr Command kCommands[] = {
     {"train", "train a model from a config, or continue a run", kla::train_command},
     {"eval", "perplexity of a run on its validation set, with intervals", kla::eval_command},
     {"generate", "continue a prompt with a trained model", kla::generate_command},
+    {"check", "is a trained model computed correctly on this machine?", kla::check_command},
+    {"sweep", "variants x seeds of a config: plan, run, resume", kla::sweep_command},
+    {"compare", "paired difference of two runs on the same validation windows",
+     kla::compare_command},
     {"report", "one HTML page about one or more runs", kla::report_command},
     {"data", "prepare a corpus: text -> tokenizer -> token shards", kla::data_command},
     {"bench", "speed of the training step and of every op", kla::bench_command},
@@ -36,17 +40,6 @@ void print_usage(std::FILE* out) {
                KLA_VERSION);
   for (const Command& command : kCommands)
     std::fprintf(out, "  %-10s %s\n", command.name, command.help);
-}
-
-int fail(const kla::Error& error) {
-  kla::log::status_line("");
-  if (dynamic_cast<const kla::ConfigError*>(&error)) {  // located lines, complete as they are
-    std::fprintf(stderr, "%s\n", error.what());
-    return static_cast<int>(error.code());
-  }
-  kla::log::error(error.what());
-  if (!error.remedy().empty()) std::fprintf(stderr, "  -> %s\n", error.remedy().c_str());
-  return static_cast<int>(error.code());
 }
 
 int dispatch(int argc, char** argv) {
@@ -71,12 +64,13 @@ int main(int argc, char** argv) {
   try {
     return dispatch(argc, argv);
   } catch (const kla::Error& error) {
-    return fail(error);
+    return kla::print_failure(error);
   } catch (const std::bad_alloc&) {
-    return fail(kla::Error(kla::Exit::io, "out of memory",
-                           "reduce train.micro_batch_size or data.seq_len"));
+    return kla::print_failure(kla::Error(kla::Exit::io, "out of memory",
+                                         "reduce train.micro_batch_size or data.seq_len"));
   } catch (const std::exception& e) {
-    return fail(kla::Error(kla::Exit::internal, std::string("internal error: ") + e.what(),
-                           "this is a bug in kla: please report it with the command line"));
+    return kla::print_failure(
+        kla::Error(kla::Exit::internal, std::string("internal error: ") + e.what(),
+                   "this is a bug in kla: please report it with the command line"));
   }
 }

@@ -8,6 +8,7 @@ packages=(
   libyaml-cpp-dev libspdlog-dev libcli11-dev nlohmann-json3-dev libxxhash-dev libssl-dev
   libhwy-dev libsentencepiece-dev libzstd-dev zlib1g-dev
   libdnnl-dev ocl-icd-opencl-dev  # oneDNN's CMake file asks for OpenCL, its package only recommends it
+  libopenmpi-dev openmpi-bin  # ranks over MPI; without it (KLA_MPI=OFF) they meet over TCP
   libgtest-dev strace
   libboost-context-dev  # fibers of the device simt
 )

@@ -94,7 +94,6 @@ class GpuServices final : public DeviceServices {
     KLA_CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   }
 
-  cudaStream_t stream() const { return stream_; }
   bool host_memory() const override { return false; }
   std::string describe() const override {
     return std::string(properties_.name) + ", " +
@@ -103,7 +102,9 @@ class GpuServices final : public DeviceServices {
            std::to_string(properties_.minor);
   }
 #ifndef KLA_SIMT
-  std::vector<std::string> libraries() const override { return library_versions(); }
+  std::vector<std::string> libraries() const override {
+    return library_versions();
+  }
 #endif
   int64_t free_bytes() const override {
     size_t free = 0, total = 0;
@@ -121,7 +122,9 @@ class GpuServices final : public DeviceServices {
     check_cuda(error, "cudaMalloc", __FILE__, __LINE__);
     return memory;
   }
-  void release(void* memory) noexcept override { cudaFree(memory); }
+  void release(void* memory) noexcept override {
+    cudaFree(memory);
+  }
 
   void upload(void* device, const void* host, int64_t bytes) override {
     if (!ring_) ring_ = std::make_unique<UploadRing>();
@@ -139,7 +142,21 @@ class GpuServices final : public DeviceServices {
   void fill(void* device, uint8_t byte, int64_t bytes) override {
     KLA_CUDA_CHECK(cudaMemsetAsync(device, byte, static_cast<size_t>(bytes), stream_));
   }
-  void synchronize() override { KLA_CUDA_CHECK(cudaStreamSynchronize(stream_)); }
+  void synchronize() override {
+    KLA_CUDA_CHECK(cudaStreamSynchronize(stream_));
+  }
+  void* stream() override {
+    return stream_;
+  }
+
+#ifndef KLA_SIMT
+  bool idle() override {
+    const cudaError_t state = cudaStreamQuery(stream_);
+    if (state == cudaErrorNotReady) return false;
+    check_cuda(state, "cudaStreamQuery", __FILE__, __LINE__);
+    return true;
+  }
+#endif
 
   // The first call is for what ops set up once (library handles, kernels loaded on demand), which a
   // capture forbids.
@@ -201,7 +218,7 @@ DeviceServices& make_services() {
 }  // namespace
 
 cudaStream_t stream() {
-  return gpu().stream();
+  return static_cast<cudaStream_t>(gpu().stream());
 }
 
 void check_cuda(cudaError_t error, const char* call, const char* file, int line) {

@@ -117,7 +117,7 @@ __global__ void fill_kernel(int64_t* values, int64_t value, int64_t count) {
 void forward(Context& context, const EmbeddingForward& a) {
   const int64_t M = a.x.rows(), D = a.x.cols();
   visit_compute(context, [&]<class T>(T) {
-    visit_width(
+    visit_width<kFloatVector>(
         [&]<int N>(Width<N>) {
           launch(context, embedding_forward_kernel<T, N>,
                  Shape{dim3(static_cast<unsigned>(M)), row_threads(D, N)}, rows<float>(a.x),

@@ -65,7 +65,9 @@ __device__ inline float sigmoid(float x) {
   const float e = expf(-fabsf(x));
   return (x >= 0 ? 1.0f : e) / (1 + e);
 }
-__device__ inline float softplus(float x) { return fmaxf(x, 0) + log1pf(expf(-fabsf(x))); }
+__device__ inline float softplus(float x) {
+  return fmaxf(x, 0) + log1pf(expf(-fabsf(x)));
+}
 
 struct StepOfRule {
   const StepInput<float>& x;

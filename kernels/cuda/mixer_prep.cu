@@ -9,7 +9,7 @@
 //   4. A = beta_i k_i.k_j from the rounded keys (tensor cores in bf16, FMA in f32), its inverse,
 //      T_zero.
 //
-// A second, tiny kernel advances tail and position, which may lie in place of the old ones.
+// mixer_progress.cu then advances tail and position, which may lie in place of the old ones.
 #include <algorithm>
 
 #include "kernels/cuda/mixer_tokens.cuh"
@@ -25,8 +25,12 @@ constexpr int kMaxThreads = 384;
 constexpr int kSumStride = kC + 4;  // floats between the partial sums of two quads
 
 // Runs that q and k take at once, so that their values fit the registers of one block.
-int runs_at_once(int K) { return K <= 48 ? 16 : K <= 96 ? 8 : K <= 192 ? 4 : 2; }
-int threads_of(int K) { return std::max(128, (K / 2 * runs_at_once(K) + 31) / 32 * 32); }
+int runs_at_once(int K) {
+  return K <= 48 ? 16 : K <= 96 ? 8 : K <= 192 ? 4 : 2;
+}
+int threads_of(int K) {
+  return std::max(128, (K / 2 * runs_at_once(K) + 31) / 32 * 32);
+}
 
 template <class T>
 constexpr int key_stride(int K) {  // of k_hat in shared memory: skewed by 16 bytes
@@ -38,8 +42,9 @@ struct Output {  // [B,T,H,width]
   T* data;
   int64_t stride;
   explicit Output(const View& view) : data(pointer<T>(view)), stride(view.stride) {}
-  __device__ void store(int64_t row, int channel, const Quad& q) const {
-    store_quad<kAligned>(data + row * stride + channel, q);
+  // Token t of sequence b, head h.
+  __device__ T* at(const MixerDims& s, int b, int64_t t, int h, int channel) const {
+    return data + ((b * s.T + t) * s.H + h) * stride + channel;
   }
 };
 
@@ -139,8 +144,8 @@ struct KeyUnit {
 // finish(row, sum) runs once for row = token and once for row = 64 + token, for the tokens of the
 // pass. Contains two barriers.
 template <bool kMaximum, class Value, class Finish>
-__device__ void reduce_rows(const KeyUnit& u, float* partial, int quads, int first_token, int tokens,
-                            Value&& value, Finish&& finish) {
+__device__ void reduce_rows(const KeyUnit& u, float* partial, int quads, int first_token,
+                            int tokens, Value&& value, Finish&& finish) {
   if (u.active) {
     static_assert(kRunTokens == 4);
     store_quad<true>(partial + u.quad * kSumStride + u.run * kRunTokens,
@@ -171,7 +176,7 @@ __device__ void convolve_unit(KeyUnit& u, const Forward<T, kAligned>& p, const C
   load_run(raw, channels, place);
   const Filter filter = load_filter(channels, place);
   const bool silu = kPlain || p.gates.silu_on_keys();
-  convolve(raw, filter, place.starts, [&](int i, const Quad& conv, const Quad*) {
+  convolve(raw, filter, place.starts, [&](int i, const Quad& conv) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) u.y[i][e] = silu ? conv[e] * sigmoid_fast(conv[e]) : conv[e];
   });
@@ -211,21 +216,22 @@ template <class T, bool kAligned>
 __device__ void store_unit(const KeyUnit& u, const Forward<T, kAligned>& p, const Chunk& c,
                            const ChunkShared<T>& m) {
   const Output<T, kAligned>& out = u.is_key ? p.k_hat : p.q_hat;
-  const int channel = u.quad % (p.s.K / 4) * 4;
+  const int channel = u.quad % (p.s.K / 4) * 4, step = p.s.H * static_cast<int>(out.stride);
+  T* to = out.at(p.s, c.b, c.first + u.run * kRunTokens, c.h, channel);
 #pragma unroll
   for (int i = 0; i < kRunTokens; ++i) {
     const int token = u.run * kRunTokens + i;
     const float scale = m.scale[u.is_key * kC + token];
     Quad y;
     for (int e = 0; e < 4; ++e) y[e] = u.y[i][e] * scale;
-    if (token < c.rows)
-      out.store((c.b * p.s.T + c.first + token) * p.s.H + c.h, channel, y);
+    if (token < c.rows) store_quad<kAligned>(to + i * step, y);
     if (u.is_key) store_quad<true>(m.k_hat + token * key_stride<T>(p.s.K) + channel, y);
   }
 }
 
 template <bool kPlain, class T, bool kAligned>
-__device__ void queries_and_keys(const Forward<T, kAligned>& p, const Chunk& c, const ChunkShared<T>& m) {
+__device__ void queries_and_keys(const Forward<T, kAligned>& p, const Chunk& c,
+                                 const ChunkShared<T>& m) {
   const int quads = p.s.K / 4, thread = static_cast<int>(threadIdx.x);
 #pragma unroll 1
   for (int first_run = 0; first_run < kRuns; first_run += p.runs) {
@@ -238,9 +244,7 @@ __device__ void queries_and_keys(const Forward<T, kAligned>& p, const Chunk& c, 
     const int first_token = first_run * kRunTokens, tokens = p.runs * kRunTokens;
     reduce_rows<false>(
         u, m.A, quads, first_token, tokens,
-        [](const Quad& y) {
-          return (y[0] * y[0] + y[1] * y[1]) + (y[2] * y[2] + y[3] * y[3]);
-        },
+        [](const Quad& y) { return (y[0] * y[0] + y[1] * y[1]) + (y[2] * y[2] + y[3] * y[3]); },
         [&](int row, float sum) {
           m.squares[row] = sum;
           m.scale[row] = row_scale(p.gates, row >= kC, sum);
@@ -278,14 +282,14 @@ __device__ void token_gates(const Forward<T, kAligned>& p, const Chunk& c, const
 
 // visit(i, y) for the activated values of a unit of v.
 template <class T, bool kAligned, class Visit>
-__device__ void visit_values(const Forward<T, kAligned>& p, const Chunk& c, const uint32_t* starts, int run,
-                             int quad, Visit&& visit) {
+__device__ void visit_values(const Forward<T, kAligned>& p, const Chunk& c, const uint32_t* starts,
+                             int run, int quad, Visit&& visit) {
   const int t = run * kRunTokens;
   const RunPlace place{c.b, c.h, quad * 4, c.first + t, p.s.T, starts_around(starts, t)};
   RawRun<T, kRunTokens> raw;
   load_run(raw, p.v, place);
   const Filter filter = load_filter(p.v, place);
-  convolve(raw, filter, place.starts, [&](int i, const Quad& conv, const Quad*) {
+  convolve(raw, filter, place.starts, [&](int i, const Quad& conv) {
     Quad y;
 #pragma unroll
     for (int e = 0; e < 4; ++e) y[e] = conv[e] * sigmoid_fast(conv[e]);
@@ -295,7 +299,8 @@ __device__ void visit_values(const Forward<T, kAligned>& p, const Chunk& c, cons
 
 // value_scale = 1 / |v|, a warp per run: the values are computed once more to be stored.
 template <class T, bool kAligned>
-__device__ void value_norms(const Forward<T, kAligned>& p, const Chunk& c, const ChunkShared<T>& m) {
+__device__ void value_norms(const Forward<T, kAligned>& p, const Chunk& c,
+                            const ChunkShared<T>& m) {
   const int warps = static_cast<int>(blockDim.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   for (int run = static_cast<int>(threadIdx.x) / 32; run < kRuns; run += warps) {
     float squares[kRunTokens] = {};
@@ -321,11 +326,12 @@ __device__ void values(const Forward<T, kAligned>& p, const Chunk& c, const Chun
   for (int unit = static_cast<int>(threadIdx.x); unit < kRuns * quads; unit += threads) {
     const int run = unit / quads, quad = unit % quads;
     if (run * kRunTokens >= c.rows) break;
+    T* to = p.v_hat.at(p.s, c.b, c.first + run * kRunTokens, c.h, quad * 4);
+    const int step = p.s.H * static_cast<int>(p.v_hat.stride);
     visit_values(p, c, m.starts, run, quad, [&](int i, Quad y) {
       const int token = run * kRunTokens + i;
       for (int e = 0; e < 4; ++e) y[e] *= m.value_scale[token];
-      if (token < c.rows)
-        p.v_hat.store((c.b * p.s.T + c.first + token) * p.s.H + c.h, quad * 4, y);
+      if (token < c.rows) store_quad<kAligned>(to + i * step, y);
     });
   }
 }
@@ -378,9 +384,11 @@ __device__ inline void fill_A(const ChunkShared<float>& m, int K) {
 }
 
 template <class T, bool kAligned>
-__device__ void store_inverse(const Forward<T, kAligned>& p, const Chunk& c, const ChunkShared<T>& m) {
+__device__ void store_inverse(const Forward<T, kAligned>& p, const Chunk& c,
+                              const ChunkShared<T>& m) {
   const int threads = static_cast<int>(blockDim.x);
-  T* out = p.T_zero + ((static_cast<int64_t>(c.b) * p.chunks + c.n) * p.s.H + c.h) * kC * p.T_stride;
+  T* out =
+      p.T_zero + ((static_cast<int64_t>(c.b) * p.chunks + c.n) * p.s.H + c.h) * kC * p.T_stride;
   for (int quad = static_cast<int>(threadIdx.x); quad < kC * kC / 4; quad += threads) {
     const int i = quad / (kC / 4), j = quad % (kC / 4) * 4;
     Quad t;
@@ -419,68 +427,7 @@ __global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)
   store_inverse(p, c, m);
 }
 
-// ---- Tail and position -------------------------------------------------------------------------
-
-template <class T, bool kAligned>
-struct Progress {
-  MixerDims s;
-  ConvChannels<T, kAligned> q, k, v;
-  DocumentMap documents;
-  float* tail;
-  int64_t tail_stride;
-  int64_t* position;
-};
-
-// Raw input t of a channel, t >= -3.
-template <class T, bool kAligned>
-__device__ float raw_input(const ConvChannels<T, kAligned>& c, int b, int64_t t, int64_t T_, int64_t column) {
-  if (t >= 0) return to_float(c.x[(b * T_ + t) * c.stride + column]);
-  return c.tail ? c.tail[(b * kConvTail + kConvTail + t) * c.tail_stride + column] : 0;
-}
-
-// Grid (channels / threads, B). A thread reads all it needs before it writes.
-template <class T, bool kAligned>
-__global__ void advance_kernel(const __grid_constant__ Progress<T, kAligned> p) {
-  SharedMemory shared;
-  int64_t* found = shared.array<int64_t>(static_cast<int>(blockDim.x) / 32);
-  const int b = static_cast<int>(blockIdx.y);
-  const int64_t last = last_start_before(p.documents, b, p.s.T, found);
-  if (p.position && blockIdx.x == 0 && threadIdx.x == 0)
-    p.position[b] = last >= 0 ? p.s.T - last : p.documents.before(b) + p.s.T;
-  const int64_t keys = static_cast<int64_t>(p.s.H) * p.s.K, all = 2 * keys + p.s.H * p.s.V;
-  const int64_t channel = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (!p.tail || channel >= all) return;
-  const ConvChannels<T, kAligned>& part = channel < keys ? p.q : channel < 2 * keys ? p.k : p.v;
-  const int64_t column = channel < keys ? channel : channel - (channel < 2 * keys ? keys : 2 * keys);
-  float x[kConvTail];
-  for (int i = 0; i < kConvTail; ++i) {
-    const int64_t t = p.s.T - kConvTail + i;
-    x[i] = last >= 0 && last > t ? 0 : raw_input(part, b, t, p.s.T, column);
-  }
-  for (int i = 0; i < kConvTail; ++i)
-    p.tail[(b * kConvTail + i) * p.tail_stride + channel] = x[i];
-}
-
-template <class T, bool kAligned>
-void advance(const Context& context, const MixerPrepForward& x, const Forward<T, kAligned>& p) {
-  if (x.conv_tail_out.empty() && x.position_out.empty()) return;
-  constexpr unsigned kThreads = 256;
-  const Progress<T, kAligned> progress{p.s,
-                             p.q,
-                             p.k,
-                             p.v,
-                             p.documents,
-                             pointer<float>(x.conv_tail_out),
-                             x.conv_tail_out.stride,
-                             pointer<int64_t>(x.position_out)};
-  const int64_t channels = p.s.H * (2 * p.s.K + p.s.V);
-  const dim3 grid(x.conv_tail_out.empty()
-                      ? 1u
-                      : static_cast<unsigned>((channels + kThreads - 1) / kThreads),
-                  static_cast<unsigned>(p.s.B));
-  launch(context, advance_kernel<T, kAligned>,
-         {grid, kThreads, SharedSize().array<int64_t>(kThreads / 32).bytes()}, progress);
-}
+// ---- Launch -----------------------------------------------------------------------------------
 
 template <class T, bool kAligned, bool kPlain>
 void launch_forward(const Context& context, const MixerPrepForward& x) {
@@ -491,7 +438,6 @@ void launch_forward(const Context& context, const MixerPrepForward& x) {
          {dim3(static_cast<unsigned>(blocks)), static_cast<unsigned>(threads),
           ChunkShared<T>::bytes(p.s.K)},
          p);
-  advance(context, x, p);
 }
 
 void forward(Context& context, const MixerPrepForward& x) {
@@ -504,6 +450,7 @@ void forward(Context& context, const MixerPrepForward& x) {
     if (!aligned) return launch_forward<T, false, false>(context, x);
     plain ? launch_forward<T, true, true>(context, x) : launch_forward<T, true, false>(context, x);
   });
+  advance_mixer(context, x);
 }
 
 KLA_OP(mixer_prep_forward, KLA_BACKEND, forward);

@@ -1,317 +1,20 @@
-// Backward of mixer_prep (kernels/README.md, "Mixer prep"): one block per head and run of tiles of a
-// sequence. Convolution, SiLU and norms are recomputed from the raw inputs, in units of 4 tokens of a
-// quad of channels:
+// Backward of mixer_prep (kernels/README.md, "Mixer prep"): one block per head and run of tiles of
+// a sequence. Convolution, SiLU and norms are recomputed from the raw inputs, in units of 4 tokens
+// of a quad of channels:
 //
 //   1. measure: sums of squares and y.dy of the rows of q and k, which the norms' derivatives need.
 //   2. apply v, k, q: dc = (alpha dy + gamma y) slope, with one alpha and gamma per row; dc of the
 //      first three tokens of a unit goes through shared memory to the unit before it, which
-//      convolves backwards with it. A tile has one more unit per quad, of three tokens that the next
-//      tile owns. v comes first: its y.dy is part of the gradient of the key norm.
+//      convolves backwards with it. A tile has one more unit per quad, of three tokens that the
+//      next tile owns. v comes first: its y.dy is part of the gradient of the key norm.
 //
 // Shares of the parameters' gradients: the sums over a tile's units are added, tile by tile, to the
-// block's row of scratch memory, and a second kernel sums the rows in double, always in one order.
-#include <algorithm>
-
-#include "kernels/cuda/mixer_tokens.cuh"
+// block's row of scratch memory (mixer_shares.cuh).
+#include "kernels/cuda/mixer_prep_tile.cuh"
 
 namespace kla::KLA_BACKEND {
 
 namespace {
-
-constexpr int kRunTokens = 4, kMaxTile = 64, kMaxRows = kMaxTile + kRunTokens;
-constexpr int kMaxThreads = 224;
-enum { kQ, kK, kV, kParts };
-enum { kBBias, kALog, kABias, kTheta, kScalars };
-
-int tile_tokens(int K) { return K <= 48 ? 64 : K <= 96 ? 32 : K <= 176 ? 16 : 8; }
-int threads_of(int K) {
-  return std::max(128, ((tile_tokens(K) / kRunTokens + 1) * K / 4 + 31) / 32 * 32);
-}
-
-// How a sequence is cut: a function of the shape alone.
-struct Cut {
-  int tile, tiles, tiles_per_block, blocks;  // tokens of a tile; tiles and blocks of a sequence
-  explicit Cut(const MixerDims& s)
-      : tile(tile_tokens(s.K)), tiles(static_cast<int>((s.T + tile - 1) / tile)) {
-    constexpr int64_t kEnough = 2048, kMostTiles = 8;  // blocks that keep any GPU busy
-    const int64_t all = static_cast<int64_t>(s.B) * s.H * tiles;
-    tiles_per_block = static_cast<int>(std::clamp<int64_t>(all / kEnough, 1, kMostTiles));
-    blocks = (tiles + tiles_per_block - 1) / tiles_per_block;
-  }
-};
-
-// A block's share of the gradients of its head: [K,4], [K,4], [V,4], [kScalars].
-struct Share {
-  int K, V;
-  __device__ int conv(int part) const { return 4 * K * part; }
-  KLA_HD int scalars() const { return 4 * (2 * K + V); }
-  KLA_HD int floats() const { return scalars() + kScalars; }
-};
-
-template <class T, bool kAligned>
-struct Stream {
-  ConvChannels<T, kAligned> conv;
-  const T* dy;  // [B,T,H,width]
-  int64_t dy_stride;
-  T* dx;  // [B,T,H*width]
-  int64_t dx_stride;
-};
-
-template <class T, bool kAligned>
-struct Backward {
-  MixerDims s;
-  Stream<T, kAligned> streams[kParts];
-  DocumentMap documents;
-  GateArguments gates;
-  LogitColumns a, b, da, db;
-  const float *dbeta, *dg;
-  int64_t dbeta_stride, dg_stride;
-  Cut cut;
-  float* shares;  // [B, blocks, H, Share::floats()]
-
-  Backward(const MixerPrepBackward& x, float* scratch)
-      : s(x.in),
-        streams{{{x.in.q, x.in, 0, x.w.q_conv, s.H},
-                 pointer<T>(x.dq_hat),
-                 x.dq_hat.stride,
-                 pointer<T>(x.dq),
-                 x.dq.stride},
-                {{x.in.k, x.in, s.H * s.K, x.w.k_conv, s.H},
-                 pointer<T>(x.dk_hat),
-                 x.dk_hat.stride,
-                 pointer<T>(x.dk),
-                 x.dk.stride},
-                {{x.in.v, x.in, 2 * s.H * s.K, x.w.v_conv, s.H},
-                 pointer<T>(x.dv_hat),
-                 x.dv_hat.stride,
-                 pointer<T>(x.dv),
-                 x.dv.stride}},
-        documents(x.in, s.T),
-        gates(x.w, x.options),
-        a(x.in.a),
-        b(x.in.b),
-        da(x.da),
-        db(x.db),
-        dbeta(pointer<float>(x.dbeta)),
-        dg(pointer<float>(x.dg)),
-        dbeta_stride(x.dbeta.stride),
-        dg_stride(x.dg.stride),
-        cut(s),
-        shares(scratch) {}
-};
-
-// What the threads of a block share; rows are the tokens of a tile and its halo.
-struct TileShared {
-  float *n, *along;          // [kParts][kMaxRows] sums of squares and of y.dy
-  float *top, *scale;        // [2][kMaxRows] of soft-maxed q and k: maximum, 1 / sum
-  float *alpha, *gamma;      // [kParts][kMaxRows]
-  float* beyond;             // [kMaxRows] what is added to dc per unit of c, soft-maxed keys
-  float* scalars;            // [3 warps][kScalars]
-  uint32_t* starts;          // [kStartWords]
-  int64_t* found;            // [warps]
-  float* value_along;        // [quads][rows] y.dy of v
-  float* work;               // partial sums of rows; or dc of units' first tokens, then dw of units
-
-  static constexpr int kRowFloats = (4 * kParts + 4 + 1) * kMaxRows + 3 * kScalars;
-  static int work_floats(int K, int tile) {
-    const int runs = tile / kRunTokens + 1, quads = K / 4;
-    return std::max(4 * quads * (tile + kRunTokens),
-                    runs * 3 * quads * 4 + (runs - 1) * quads * 16);
-  }
-  static size_t bytes(int K, int tile) {
-    return SharedSize()
-        .array<float>(kRowFloats)
-        .array<uint32_t>(kStartWords)
-        .array<int64_t>(kMaxThreads / 32)
-        .array<float>(K / 4 * (tile + kRunTokens))
-        .array<float>(work_floats(K, tile))
-        .bytes();
-  }
-  __device__ explicit TileShared(int K, int tile) {
-    SharedMemory shared;
-    n = shared.array<float>(kRowFloats);
-    along = n + kParts * kMaxRows;
-    alpha = along + kParts * kMaxRows;
-    gamma = alpha + kParts * kMaxRows;
-    top = gamma + kParts * kMaxRows;
-    scale = top + 2 * kMaxRows;
-    beyond = scale + 2 * kMaxRows;
-    scalars = beyond + kMaxRows;
-    starts = shared.array<uint32_t>(kStartWords);
-    found = shared.array<int64_t>(kMaxThreads / 32);
-    const int runs = tile / kRunTokens + 1, quads = K / 4;
-    const int sums = 4 * quads * (tile + kRunTokens);
-    const int units = runs * 3 * quads * 4 + (runs - 1) * quads * 16;
-    value_along = shared.array<float>(quads * (tile + kRunTokens));
-    work = shared.array<float>(sums > units ? sums : units);
-  }
-};
-
-// Where a thread works in a tile: its unit is the same in every part, but for the first quad.
-struct Place {
-  int b, h, tile, quads;  // quads of K: as many channels a pass takes
-  int run, quad;
-  bool active, owner;  // owner: not of the halo
-  int64_t first;       // token of the tile's row 0
-  bool first_tile;     // of this block
-  float* share;
-
-  __device__ int rows() const { return tile + kRunTokens; }
-  __device__ RunPlace run_place(int run_, int quad_, int64_t T, const uint32_t* starts) const {
-    const int t = run_ * kRunTokens;
-    return {b, h, 4 * quad_, first + t, T, starts_around(starts, t)};
-  }
-};
-
-// ---- A unit ------------------------------------------------------------------------------------
-
-struct Activated {
-  Quad y, slope;
-};
-
-__device__ inline Activated activate(const Quad& c, bool silu) {
-  Activated a;
-#pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    const float s = sigmoid_fast(c[e]), y = c[e] * s;
-    a.y[e] = silu ? y : c[e];
-    a.slope[e] = silu ? s + y * (1 - s) : 1.0f;
-  }
-  return a;
-}
-
-template <class T>
-struct UnitData {
-  RawRun<T, kRunTokens> raw;
-  PackedQuad<T> dy[kRunTokens];
-  Filter filter;
-  bool silu;
-};
-
-template <bool kPlain, class T, bool kAligned>
-__device__ void load_unit(UnitData<T>& u, const Backward<T, kAligned>& p, int part,
-                          const RunPlace& place) {
-  const Stream<T, kAligned>& x = p.streams[part];
-  u.silu = kPlain || part == kV || p.gates.silu_on_keys();
-  load_run(u.raw, x.conv, place);
-#pragma unroll
-  for (int i = 0; i < kRunTokens; ++i) {
-    u.dy[i] = {};
-    if (place.t + i < p.s.T) {
-      const int64_t row = (place.b * p.s.T + place.t + i) * p.s.H + place.h;
-      u.dy[i] = load_quad<kAligned>(x.dy + row * x.dy_stride + place.channel);
-    }
-  }
-  u.filter = load_filter(x.conv, place);
-}
-
-__device__ inline float sum_of(const Quad& x, const Quad& y) {
-  return (x[0] * y[0] + x[1] * y[1]) + (x[2] * y[2] + x[3] * y[3]);
-}
-
-// ---- Sums over rows ----------------------------------------------------------------------------
-
-// Adds (or takes the maximum of) the `quads` columns of a table [quads][rows].
-template <bool kMaximum>
-__device__ float sum_column(const float* table, int quads, int rows, int row) {
-  float sum = table[row];
-  for (int i = 1; i < quads; ++i) {
-    const float x = table[i * rows + row];
-    sum = kMaximum ? fmaxf(sum, x) : sum + x;
-  }
-  return sum;
-}
-
-// two(y, dy, c, row) gives two numbers per row and quad of q and k; their totals go to `first` and
-// `second`, [2][kMaxRows]. Contains two barriers.
-template <bool kPlain, bool kMaximum, class T, bool kAligned, class Two>
-__device__ void measure_rows(const Backward<T, kAligned>& p, const Place& at, const TileShared& m,
-                             float* first, float* second, Two&& two) {
-  const int rows = at.rows(), table = at.quads * rows;
-#pragma unroll 1
-  for (int part = kQ; part <= kK && at.active; ++part) {
-    UnitData<T> u;
-    const RunPlace place = at.run_place(at.run, at.quad, p.s.T, m.starts);
-    load_unit<kPlain>(u, p, part, place);
-    Quad x, y;
-    convolve(u.raw, u.filter, place.starts, [&](int i, const Quad& c, const Quad*) {
-      const float2 values = two(part, at.run * kRunTokens + i, activate(c, u.silu).y,
-                                unpack(u.dy[i]));
-      x[i] = values.x;
-      y[i] = values.y;
-    });
-    float* to = m.work + 2 * part * table + at.quad * rows + at.run * kRunTokens;
-    store_quad<true>(to, x);
-    store_quad<true>(to + table, y);
-  }
-  __syncthreads();
-  const int threads = static_cast<int>(blockDim.x);
-  for (int i = static_cast<int>(threadIdx.x); i < 2 * rows; i += threads) {
-    const int part = i / rows, row = i % rows;
-    const float* from = m.work + 2 * part * table;
-    first[part * kMaxRows + row] = sum_column<kMaximum>(from, at.quads, rows, row);
-    if (!kMaximum)
-      second[part * kMaxRows + row] = sum_column<false>(from + table, at.quads, rows, row);
-  }
-  __syncthreads();
-}
-
-__device__ inline bool is_softmax(const GateArguments& gates, int part) {
-  return part == kK ? gates.key == KeyMap::softmax
-                    : part == kQ && gates.query == QueryMap::softmax;
-}
-
-// Of soft-maxed rows: maximum, 1 / sum, and y.dy of the soft-maxed y.
-template <class T, bool kAligned>
-__device__ void measure_softmax(const Backward<T, kAligned>& p, const Place& at,
-                                const TileShared& m) {
-  measure_rows<false, true>(p, at, m, m.top, m.top, [](int, int, const Quad& y, const Quad&) {
-    return float2{fmaxf(fmaxf(y[0], y[1]), fmaxf(y[2], y[3])), 0};
-  });
-  // gamma holds the sums for a moment: its values follow in row_factors.
-  measure_rows<false, false>(p, at, m, m.scale, m.gamma,
-                      [&](int part, int row, const Quad& y, const Quad& dy) {
-                        Quad power;
-                        for (int e = 0; e < 4; ++e)
-                          power[e] = expf(y[e] - m.top[part * kMaxRows + row]);
-                        return float2{sum_of(power, {1, 1, 1, 1}), sum_of(power, dy)};
-                      });
-  for (int row = static_cast<int>(threadIdx.x); row < at.rows(); row += static_cast<int>(blockDim.x))
-    for (int part = kQ; part <= kK; ++part) {
-      const int i = part * kMaxRows + row;
-      m.scale[i] = 1 / m.scale[i];
-      if (is_softmax(p.gates, part)) m.along[i] = m.gamma[i] * m.scale[i];
-    }
-  __syncthreads();
-}
-
-// n and along of v, a warp per run: only values by their own norm need them before they are applied.
-template <class T, bool kAligned>
-__device__ void measure_values(const Backward<T, kAligned>& p, const Place& at,
-                               const TileShared& m) {
-  const int warps = static_cast<int>(blockDim.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  for (int run = static_cast<int>(threadIdx.x) / 32; run < at.rows() / kRunTokens; run += warps) {
-    Quad n = {}, along = {};
-    for (int quad = lane; quad < p.s.V / 4; quad += 32) {
-      UnitData<T> u;
-      const RunPlace place = at.run_place(run, quad, p.s.T, m.starts);
-      load_unit<false>(u, p, kV, place);
-      convolve(u.raw, u.filter, place.starts, [&](int i, const Quad& c, const Quad*) {
-        const Quad y = activate(c, true).y;
-        n[i] += sum_of(y, y);
-        along[i] += sum_of(y, unpack(u.dy[i]));
-      });
-    }
-#pragma unroll
-    for (int i = 0; i < kRunTokens; ++i) {
-      const float squares = group_sum(n[i], kWarp), dots = group_sum(along[i], kWarp);
-      if (lane != 0) continue;
-      m.n[kV * kMaxRows + run * kRunTokens + i] = squares;
-      m.along[kV * kMaxRows + run * kRunTokens + i] = dots;
-    }
-  }
-  __syncthreads();
-}
 
 // ---- Factors of rows ---------------------------------------------------------------------------
 
@@ -396,7 +99,7 @@ __device__ void unit_backward(Quad (&dc)[kRunTokens + kTail], Quad& along,
   UnitData<T> u;
   load_unit<kPlain>(u, p, part, place);
   const int first_row = part * kMaxRows + at.run * kRunTokens;
-  convolve(u.raw, u.filter, place.starts, [&](int i, const Quad& c, const Quad*) {
+  convolve(u.raw, u.filter, place.starts, [&](int i, const Quad& c) {
     const Activated x = activate(c, u.silu);
     const Quad dy = unpack(u.dy[i]);
     const float alpha = m.alpha[first_row + i], gamma = m.gamma[first_row + i];
@@ -437,6 +140,9 @@ template <class T, bool kAligned>
 __device__ void store_dx(const Stream<T, kAligned>& x, const Quad (&dc)[kRunTokens + kTail],
                          const RunPlace& place) {
   const Filter w = load_filter(x.conv, place);
+  T* to =
+      x.dx + (place.b * place.T + place.t) * x.dx_stride + place.h * x.conv.width + place.channel;
+  const int step = static_cast<int>(x.dx_stride);
 #pragma unroll
   for (int i = 0; i < kRunTokens; ++i) {
     Quad dx = {};
@@ -448,10 +154,7 @@ __device__ void store_dx(const Stream<T, kAligned>& x, const Quad (&dc)[kRunToke
 #pragma unroll
       for (int e = 0; e < 4; ++e) dx[e] += w.channel[e][kTail - a] * dc[i + a][e];
     }
-    if (place.t + i < place.T)
-      store_quad<kAligned>(x.dx + (place.b * place.T + place.t + i) * x.dx_stride +
-                               place.h * x.conv.width + place.channel,
-                           dx);
+    if (place.t + i < place.T) store_quad<kAligned>(to + i * step, dx);
   }
 }
 
@@ -499,8 +202,8 @@ __device__ void apply(const Backward<T, kAligned>& p, int part, int first_quad, 
   if (active && at.owner) {
 #pragma unroll
     for (int i = 0; i < kTail; ++i)
-      dc[kRunTokens + i] = unpack(
-          load_quad<true>(halo + (((at.run + 1) * kTail + i) * at.quads + at.quad) * 4));
+      dc[kRunTokens + i] =
+          unpack(load_quad<true>(halo + (((at.run + 1) * kTail + i) * at.quads + at.quad) * 4));
     store_dx(x, dc, place);
     // Raw inputs again, from the cache: kept, they would cost the first half its registers.
     RawRun<T, kRunTokens> raw;
@@ -518,9 +221,9 @@ __device__ void tile_backward(const Backward<T, kAligned>& p, const Place& at,
                               const TileShared& m) {
   if (threadIdx.x < 32) find_starts(p.documents, at.b, at.first, m.starts);
   __syncthreads();
-  measure_rows<kPlain, false>(
-      p, at, m, m.n, m.along,
-      [](int, int, const Quad& y, const Quad& dy) { return float2{sum_of(y, y), sum_of(y, dy)}; });
+  measure_rows<kPlain, false>(p, at, m, m.n, m.along, [](int, int, const Quad& y, const Quad& dy) {
+    return float2{sum_of(y, y), sum_of(y, dy)};
+  });
   if constexpr (!kPlain) {
     if (is_softmax(p.gates, kQ) || is_softmax(p.gates, kK)) measure_softmax(p, at, m);
     if (p.gates.value == ValueMap::unit) measure_values(p, at, m);
@@ -538,8 +241,7 @@ __device__ void tile_backward(const Backward<T, kAligned>& p, const Place& at,
   __syncthreads();
   if (row < kScalars) {
     float& to = at.share[Share{p.s.K, p.s.V}.scalars() + row];
-    const float sum =
-        m.scalars[row] + m.scalars[kScalars + row] + m.scalars[2 * kScalars + row];
+    const float sum = m.scalars[row] + m.scalars[kScalars + row] + m.scalars[2 * kScalars + row];
     to = at.first_tile ? sum : to + sum;
   }
 #pragma unroll 1
@@ -573,92 +275,7 @@ __global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)
   }
 }
 
-// ---- Sums over blocks --------------------------------------------------------------------------
-
-struct Totals {
-  int H, rows;  // shares of each head
-  Share share;
-  const float* shares;  // [rows, H, share.floats()]
-  float *q_conv, *k_conv, *v_conv, *b_bias, *a_log, *a_bias, *theta;
-  const float* logit;  // theta itself
-  bool shared_theta;   // one for all heads
-
-  // Where column `i` of head h is added to, or null.
-  __device__ float* target(int h, int i) const {
-    const int keys = 4 * share.K, values = 4 * share.V;
-    if (i < keys) return q_conv + h * keys + i;
-    if (i < 2 * keys) return k_conv + h * keys + i - keys;
-    if (i < share.scalars()) return v_conv + h * values + i - 2 * keys;
-    switch (i - share.scalars()) {
-      case kBBias:
-        return b_bias ? b_bias + h : nullptr;
-      case kALog:
-        return a_log ? a_log + h : nullptr;
-      case kABias:
-        return a_bias ? a_bias + h : nullptr;
-      default:
-        if (!theta || (shared_theta && h > 0)) return nullptr;
-        return theta + (shared_theta ? 0 : h);
-    }
-  }
-};
-
-constexpr int kSumColumns = 32, kSumRows = 8;
-
-// Grid (columns / 32, H), 8 rows of threads: each adds every eighth share, then the eight are added.
-__global__ void sum_shares_kernel(const __grid_constant__ Totals p) {
-  SharedMemory shared;
-  double* sums = shared.array<double>(kSumColumns * kSumRows);
-  const int column = static_cast<int>(threadIdx.x) % kSumColumns;
-  const int row = static_cast<int>(threadIdx.x) / kSumColumns, h = static_cast<int>(blockIdx.y);
-  const int i = static_cast<int>(blockIdx.x) * kSumColumns + column, width = p.share.floats();
-  const bool is_theta = i == p.share.scalars() + kTheta, all_heads = is_theta && p.shared_theta;
-  double sum = 0;
-  if (i < width) {
-    const int count = all_heads ? p.rows * p.H : p.rows;
-    const int64_t stride = all_heads ? width : static_cast<int64_t>(p.H) * width;
-    const float* from = p.shares + (all_heads ? 0 : static_cast<int64_t>(h) * width) + i;
-    for (int share = row; share < count; share += kSumRows) sum += from[share * stride];
-  }
-  sums[row * kSumColumns + column] = sum;
-  __syncthreads();
-  if (row > 0 || i >= width) return;
-  for (int other = 1; other < kSumRows; ++other) sum += sums[other * kSumColumns + column];
-  float* to = p.target(h, i);
-  if (!to) return;
-  if (is_theta) sum *= sigmoid(p.logit[p.shared_theta ? 0 : h]);  // of softplus
-  *to += static_cast<float>(sum);
-}
-
-float* dense_pointer(const View& view) {
-  KLA_CHECK(view.empty() || view.dense(), view.describe());
-  return pointer<float>(view);
-}
-
-void sum_shares(const Context& context, const MixerPrepBackward& x, const MixerDims& s, int rows,
-                const float* shares) {
-  const RuleInfo& rule = rule_info(x.options.rule);
-  const bool mamba = x.options.decay == DecayGate::dual_mamba;
-  const Totals totals{
-      s.H,
-      rows,
-      {s.K, s.V},
-      shares,
-      dense_pointer(x.dw.q_conv),
-      dense_pointer(x.dw.k_conv),
-      dense_pointer(x.dw.v_conv),
-      pointer<float>(x.dw.b_bias),
-      mamba ? pointer<float>(x.dw.a_log) : nullptr,
-      pointer<float>(x.dw.a_bias),
-      rule.scalar != LearnedScalar::none ? pointer<float>(x.dw.theta) : nullptr,
-      pointer<float>(x.w.theta),
-      rule.scalar == LearnedScalar::per_layer};
-  const auto columns = static_cast<unsigned>((totals.share.floats() + kSumColumns - 1) / kSumColumns);
-  launch(context, sum_shares_kernel,
-         {dim3(columns, static_cast<unsigned>(s.H)), kSumColumns * kSumRows,
-          SharedSize().array<double>(kSumColumns * kSumRows).bytes()},
-         totals);
-}
+// ---- Launch -----------------------------------------------------------------------------------
 
 template <class T, bool kAligned, bool kPlain>
 void launch_backward(const Context& context, const MixerPrepBackward& x) {
@@ -673,7 +290,7 @@ void launch_backward(const Context& context, const MixerPrepBackward& x) {
          {dim3(static_cast<unsigned>(blocks)), static_cast<unsigned>(threads_of(s.K)),
           TileShared::bytes(s.K, cut.tile)},
          Backward<T, kAligned>(x, shares));
-  sum_shares(context, x, s, rows, shares);
+  add_shares(context, x, s, rows, shares);
 }
 
 void backward(Context& context, const MixerPrepBackward& x) {

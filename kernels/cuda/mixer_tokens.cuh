@@ -135,17 +135,26 @@ __device__ Quad raw_before(const ConvChannels<T, kAligned>& c, const RunPlace& p
 }
 
 template <int kRun, class T, bool kAligned>
-__device__ void load_run(RawRun<T, kRun>& run, const ConvChannels<T, kAligned>& c, const RunPlace& p) {
-  const T* row = c.x + (p.b * p.T + p.t) * c.stride + static_cast<int64_t>(p.h) * c.width +
-                 p.channel;
+__device__ void load_run(RawRun<T, kRun>& run, const ConvChannels<T, kAligned>& c,
+                         const RunPlace& p) {
+  const T* row =
+      c.x + (p.b * p.T + p.t) * c.stride + static_cast<int64_t>(p.h) * c.width + p.channel;
+  const int stride = static_cast<int>(c.stride);
+  if (p.t >= kTail && p.t + kRun <= p.T) {  // nearly always: no row needs a question
 #pragma unroll
-  for (int i = 0; i < kRun; ++i) {
-    run.x[i] = {};
-    if (p.t + i < p.T) run.x[i] = load_quad<kAligned>(row + i * c.stride);
+    for (int i = 0; i < kTail; ++i)
+      run.window[i] = unpack(load_quad<kAligned>(row + (i - kTail) * stride));
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) run.x[i] = load_quad<kAligned>(row + i * stride);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kTail; ++i) run.window[i] = raw_before(c, p, p.t - kTail + i);
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) {
+      run.x[i] = {};
+      if (p.t + i < p.T) run.x[i] = load_quad<kAligned>(row + i * stride);
+    }
   }
-#pragma unroll
-  for (int i = 0; i < kConvTail; ++i)
-    run.window[i] = raw_before(c, p, p.t - kConvTail + i);
   if (p.starts & 2) run.window[0] = {};
   if (p.starts & 4) run.window[0] = run.window[1] = {};
 }
@@ -165,24 +174,38 @@ __device__ Filter load_filter(const ConvChannels<T, kAligned>& c, const RunPlace
   return f;
 }
 
-// visit(i, c, taps) for each token of the run: its convolution and the four inputs it read.
-template <class T, int kRun, class Visit>
-__device__ void convolve(const RawRun<T, kRun>& run, const Filter& f, uint32_t starts,
-                         Visit&& visit) {
+template <bool kStarts, class T, int kRun, class Visit>
+__device__ void convolve_run(const RawRun<T, kRun>& run, const Filter& f, uint32_t starts,
+                             Visit& visit) {
   Quad taps[kConvWidth] = {{}, run.window[0], run.window[1], run.window[2]};
 #pragma unroll
   for (int i = 0; i < kRun; ++i) {
 #pragma unroll
-    for (int j = 0; j < kConvTail; ++j) taps[j] = taps[j + 1];
-    taps[kConvTail] = unpack(run.x[i]);
-    if (starts >> (kConvTail + i) & 1) taps[0] = taps[1] = taps[2] = {};
+    for (int j = 0; j < kTail; ++j) taps[j] = taps[j + 1];
+    taps[kTail] = unpack(run.x[i]);
+    if (kStarts && starts >> (kTail + i) & 1) taps[0] = taps[1] = taps[2] = {};
     Quad c;
 #pragma unroll
     for (int e = 0; e < 4; ++e)
       c[e] = f.channel[e][0] * taps[0][e] + f.channel[e][1] * taps[1][e] +
              f.channel[e][2] * taps[2][e] + f.channel[e][3] * taps[3][e];
-    visit(i, c, taps);
+    visit(i, c);
   }
 }
+
+// visit(i, c) with the convolution c of each token of the run. Runs in which no document starts
+// have code without selections: those would cost as much as the convolution.
+template <class T, int kRun, class Visit>
+__device__ void convolve(const RawRun<T, kRun>& run, const Filter& f, uint32_t starts,
+                         Visit&& visit) {
+  if ((starts >> kTail & ((1u << kRun) - 1)) == 0)
+    convolve_run<false>(run, f, starts, visit);
+  else
+    convolve_run<true>(run, f, starts, visit);
+}
+
+// Writes conv_tail_out and position_out, which may be the memory of conv_tail and position
+// (mixer_progress.cu).
+void advance_mixer(const Context&, const MixerPrepForward&);
 
 }  // namespace kla::KLA_BACKEND

@@ -43,45 +43,57 @@ struct BackwardArgs {
   int64_t M, D, rows_per_block;
 };
 
-template <class T, int N>
+// A thread's share of dw: in registers where it has one vector of columns, otherwise in shared
+// memory (D floats, each thread its own columns).
+template <int N, bool kOneTurn>
+struct WeightGradient {
+  float own[N] = {};
+  float* shared;
+  __device__ float& at(int64_t c, int i) { return kOneTurn ? own[i] : shared[c + i]; }
+};
+
+// kOneTurn: the block's threads hold a whole row, so that it is read once.
+template <class T, int N, bool kOneTurn>
 __global__ void rms_norm_backward_kernel(BackwardArgs<T> a) {
   SharedMemory shared;
   float* slots = shared.array<float>(2 * kWarp);  // of even and odd rows
-  float* dw = shared.array<float>(static_cast<int>(a.D));
+  WeightGradient<N, kOneTurn> dw;
+  if constexpr (!kOneTurn) dw.shared = shared.array<float>(static_cast<int>(a.D));
   const int64_t step = int64_t{blockDim.x} * N, begin = int64_t{threadIdx.x} * N;
-  for (int64_t c = begin; c < a.D; c += step)  // a thread's columns are its own throughout
-    for (int i = 0; i < N; ++i) dw[c + i] = 0;
+  for (int64_t c = begin; c < a.D; c += step)
+    for (int i = 0; i < N; ++i) dw.at(c, i) = 0;
 
   const int64_t first = blockIdx.x * a.rows_per_block;
   const int64_t last = first + a.rows_per_block < a.M ? first + a.rows_per_block : a.M;
+  float dy[N] = {}, x[N] = {}, w[N] = {}, residual[N] = {};
+  const auto load_row = [&](int64_t m, int64_t c) {
+    load(dy, a.dy[m] + c);
+    load(x, a.x[m] + c);
+    load(w, a.w + c);
+    if (a.dresidual.data) load(residual, a.dresidual[m] + c);
+  };
   for (int64_t m = first; m < last; ++m) {
     const float r = a.rstd[m];
     float along = 0;
     for (int64_t c = begin; c < a.D; c += step) {
-      float dy[N], x[N], w[N];
-      load(dy, a.dy[m] + c);
-      load(x, a.x[m] + c);
-      load(w, a.w + c);
+      load_row(m, c);
       for (int i = 0; i < N; ++i) {
         const float dy_xhat = dy[i] * (x[i] * r);
-        dw[c + i] += dy_xhat;
+        dw.at(c, i) += dy_xhat;
         along += dy_xhat * w[i];
       }
     }
     const float mean = block_sum(along, slots + m % 2 * kWarp) / static_cast<float>(a.D);
     for (int64_t c = begin; c < a.D; c += step) {
-      float dy[N], x[N], w[N], dx[N] = {};
-      load(dy, a.dy[m] + c);
-      load(x, a.x[m] + c);
-      load(w, a.w + c);
-      if (a.dresidual.data) load(dx, a.dresidual[m] + c);
-      for (int i = 0; i < N; ++i) dx[i] += r * (dy[i] * w[i] - x[i] * r * mean);
-      store(a.dx[m] + c, dx);
-      if (a.dx_copy.data) store(a.dx_copy[m] + c, dx);
+      if constexpr (!kOneTurn) load_row(m, c);
+      float sum[N];
+      for (int i = 0; i < N; ++i) sum[i] = residual[i] + r * (dy[i] * w[i] - x[i] * r * mean);
+      store(a.dx[m] + c, sum);
+      if (a.dx_copy.data) store(a.dx_copy[m] + c, sum);
     }
   }
   for (int64_t c = begin; c < a.D; c += step)
-    for (int i = 0; i < N; ++i) a.partial[blockIdx.x * a.D + c + i] = dw[c + i];
+    for (int i = 0; i < N; ++i) a.partial[blockIdx.x * a.D + c + i] = dw.at(c, i);
 }
 
 void forward(Context& context, const RmsNormForward& a) {
@@ -116,11 +128,17 @@ void backward(Context& context, const RmsNormBackward& a) {
         .D = D,
         .rows_per_block = blocks ? (M + blocks - 1) / blocks : 0,
     };
-    visit_width(
+    visit_width<kFloatVector>(
         [&]<int N>(Width<N>) {
-          const Shape shape{dim3(static_cast<unsigned>(blocks)), row_threads(D, N),
-                            SharedSize().array<float>(2 * kWarp).array<float>(D).bytes()};
-          launch(context, rms_norm_backward_kernel<T, N>, shape, args);
+          const unsigned threads = row_threads(D, N, 1024);
+          const bool one_turn = D <= int64_t{threads} * N;
+          SharedSize size;
+          size.array<float>(2 * kWarp);
+          if (!one_turn) size.array<float>(D);
+          launch(context,
+                 one_turn ? rms_norm_backward_kernel<T, N, true>
+                          : rms_norm_backward_kernel<T, N, false>,
+                 Shape{dim3(static_cast<unsigned>(blocks)), threads, size.bytes()}, args);
         },
         a.dx, a.dx_copy, a.dresidual, a.dy, a.x, a.w);
   });

@@ -57,7 +57,7 @@ struct Run {
   bool decay;
 };
 constexpr int kRuns = 96;            // 3 KiB of the 4 a kernel's arguments may take
-constexpr int64_t kTileSize = 4096;  // values a block updates
+constexpr int64_t kTileSize = 8192;  // values a block updates
 
 struct RunTable {
   Run run[kRuns];
@@ -120,8 +120,9 @@ __device__ inline const Run& run_of(const RunTable& table, int64_t tile) {
   return table.run[found];
 }
 
+// __grid_constant__: a table indexed at run time would otherwise be copied to every thread's stack.
 template <class T, int N>
-__global__ void adamw_kernel(Buffers<T> a, Step step, RunTable table) {
+__global__ void adamw_kernel(Buffers<T> a, Step step, const __grid_constant__ RunTable table) {
   const Run& run = run_of(table, blockIdx.x);
   const float clip = clip_factor(a.norm, step.max_norm);
   const float shrink = run.decay ? step.shrink : 1.0f;
@@ -163,8 +164,8 @@ void update_runs(Context& context, const Adamw& a, const RunTable& table) {
   };
   const bool wide = whole_vectors(table) && aligned(a.w) && aligned(a.m) && aligned(a.v) &&
                     aligned(a.copy) && aligned(a.g);
-  launch(context, wide ? adamw_kernel<T, kVector> : adamw_kernel<T, 1>, shape, buffers, Step(a),
-         table);
+  launch(context, wide ? adamw_kernel<T, kFloatVector> : adamw_kernel<T, 1>, shape, buffers,
+         Step(a), table);
 }
 
 void update(Context& context, const Adamw& a) {

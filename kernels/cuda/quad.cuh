@@ -36,8 +36,12 @@ __device__ inline Quad unpack(const PackedQuad<bfloat16>& p) {  // bf16 is the u
            __uint_as_float(p.bits.y << 16), __uint_as_float(p.bits.y & 0xFFFF0000u)}};
 }
 
-__device__ inline float to_float(float x) { return x; }
-__device__ inline float to_float(bfloat16 x) { return __bfloat162float(x); }
+__device__ inline float to_float(float x) {
+  return x;
+}
+__device__ inline float to_float(bfloat16 x) {
+  return __bfloat162float(x);
+}
 template <class T>
 __device__ T from_float(float x) {
   if constexpr (sizeof(T) == 2)

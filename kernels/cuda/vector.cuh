@@ -12,8 +12,10 @@ namespace kla::KLA_BACKEND {
 inline constexpr int kWarp = 32;
 inline constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
-// Elements of a vector: 16 bytes of bf16, two times 16 of f32.
+// Elements of a vector: 16 bytes of bf16. Kernels that write f32 take kFloatVector: two 16-byte
+// writes of one thread would each leave half of every 32-byte sector to the other.
 inline constexpr int kVector = 8;
+inline constexpr int kFloatVector = 4;
 
 // N elements in memory; one 16-byte access each where they fill it.
 template <class T, int N>
@@ -60,11 +62,11 @@ inline bool vectorizable(const View& view) {
 template <int N>
 using Width = std::integral_constant<int, N>;
 
-// Calls visit(Width<N>{}) with N = kVector if all views allow it, else 1: rare shapes pay with
+// Calls visit(Width<N>{}) with N = kWide if all views allow it, else 1: rare shapes pay with
 // speed. What a dry run plans must not depend on it.
-template <class Visit, class... Views>
+template <int kWide = kVector, class Visit, class... Views>
 void visit_width(Visit&& visit, const Views&... views) {
-  if ((vectorizable(views) && ...)) return visit(Width<kVector>{});
+  if ((vectorizable(views) && ...)) return visit(Width<kWide>{});
   visit(Width<1>{});
 }
 

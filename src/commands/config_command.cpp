@@ -6,6 +6,7 @@
 #include "config/load.h"
 #include "config/schema.h"
 #include "config/suggest.h"
+#include "config/sweep_config.h"
 #include "config/value.h"
 #include "core/log.h"
 
@@ -18,6 +19,9 @@ void with_kind(ConfigKind kind, Work&& work) {
   if (kind == ConfigKind::training) work(load_config, Config{});
   if (kind == ConfigKind::prepare) work(load_prepare_config, PrepareConfig{});
   if (kind == ConfigKind::bench) work(load_bench_config, BenchConfig{});
+  if (kind == ConfigKind::sweep)
+    throw Error(Exit::usage, "a sweep file is not one config but many",
+                "'kla sweep plan FILE' prints its runs, 'kla config check FILE' checks it");
 }
 
 std::string list_of(const std::vector<std::string>& words) {
@@ -86,6 +90,11 @@ int run_config_check(const std::vector<std::string>& files) {
   bool good = true;
   for (const std::string& file : files) {
     try {
+      if (kind_of_config(file) == ConfigKind::sweep) {
+        const size_t runs = load_sweep(file).runs.size();
+        log::info(file + ": ok, a sweep of " + std::to_string(runs) + " runs");
+        continue;
+      }
       with_kind(kind_of_config(file), [&](auto load, auto root) {
         const auto loaded = load(file, {}, Completeness::fragment);
         root = loaded.config;

@@ -1,5 +1,5 @@
 // `kla config check | show | explain`: work on parsed arguments and return an exit code. Each file
-// is a training, prepare or bench config, told apart by its top-level keys.
+// is a training, prepare, bench or sweep config, told apart by its top-level keys.
 #pragma once
 
 #include <string>

@@ -34,7 +34,7 @@ int64_t memory_bytes() {
 // One square product and one copy, the best of three turns.
 void print_peaks(Device device, DType type, int64_t size) {
   Runtime runtime(device, 0, type);
-  Arena scratch("scratch", int64_t{64} << 20, &services_of(device));
+  Arena scratch("scratch", int64_t{128} << 20, &services_of(device));
   runtime.context.scratch = &scratch;
   ProductTiming product{
       .product = {.form = Product::Form::forward, .m = size, .n = size, .k = size}};

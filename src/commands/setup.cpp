@@ -2,6 +2,7 @@
 
 #include <filesystem>
 
+#include "config/freeze.h"
 #include "core/file.h"
 
 namespace kla {
@@ -28,6 +29,13 @@ LoadedConfig load_run_config(const std::string& run, const std::vector<std::stri
   LoadedConfig loaded = load_config(path, overrides);
   loaded.config.run.dir = run;  // it may have been moved
   return loaded;
+}
+
+std::string differing_keys(const Config& there, const Config& now) {
+  std::string keys;
+  for (const ConfigDifference& d : diff_configs(there, now))
+    if (!d.safe) keys += "\n  " + d.path + ": " + d.before + " there, " + d.after + " now";
+  return keys;
 }
 
 TrainData OpenData::for_training() const {

@@ -21,6 +21,9 @@ void register_model_choices();
 LoadedConfig load_run_config(const std::string& run,
                              const std::vector<std::string>& overrides = {});
 
+// "\n  KEY: A there, B now" for every key that decides the result of a run and differs; "" if none.
+std::string differing_keys(const Config& there, const Config& now);
+
 struct OpenData {
   std::optional<TokenDataset> train, val;  // val: none if data.val is empty
   std::optional<Tokenizer> tokenizer;      // of the prepared data

@@ -181,11 +181,11 @@ class BenchModel {
 };
 
 // The products of a step, each shape once.
-std::vector<ProductTiming> products_of(const std::vector<OpTiming>& ops, Device device) {
+std::vector<ProductTiming> products_of(const std::vector<OpTiming>& ops, int64_t elements) {
   std::map<Product, double> flops;
   for (const OpTiming& op : ops)
     for (const Product& p : op.cost.products)
-      flops[affordable(p, device)] += p.flops() * static_cast<double>(op.calls);
+      flops[affordable(p, elements)] += p.flops() * static_cast<double>(op.calls);
   std::vector<ProductTiming> products;
   for (const auto& [product, total] : flops) products.push_back({product, total, 0, 0});
   return products;
@@ -266,7 +266,7 @@ StepTimings time_training_steps(const BenchConfig& config) {
   StepTimings result;
   result.threads = ctx.pool->threads();
   result.tokens = bench.tokens();
-  result.products = products_of(profile.ops(), ctx.device);
+  result.products = products_of(profile.ops(), affordable_elements(ctx.device));
   const auto yardstick = make_yardstick(ctx, shapes_of(result.products));
   result.library = yardstick->library();
   for (ProductTiming& t : result.products) yardstick->time(t);

@@ -144,10 +144,14 @@ std::unique_ptr<Yardstick> make_yardstick(Context& context, const std::vector<Pr
   return std::make_unique<DeviceYardstick>(context, products);
 }
 
-Product affordable(Product p, Device device) {
-  const int64_t most = device == Device::cuda ? int64_t{1} << 31 : int64_t{1} << 26;  // elements
+int64_t affordable_elements(Device device) {
+  if (device == Device::cpu) return int64_t{1} << 26;
+  return std::min(int64_t{1} << 31, services_of(device).free_bytes() / 16);
+}
+
+Product affordable(Product p, int64_t elements) {
   int64_t& tokens = p.form == Product::Form::weight ? p.k : p.m;
-  while (tokens > 1 && std::max({p.m * p.k, p.k * p.n, p.m * p.n}) > most) tokens /= 2;
+  while (tokens > 1 && std::max({p.m * p.k, p.k * p.n, p.m * p.n}) > elements) tokens /= 2;
   return p;
 }
 

@@ -31,7 +31,8 @@ class Yardstick {
 // zeros run faster than real data). The context must outlive it.
 std::unique_ptr<Yardstick> make_yardstick(Context&, const std::vector<Product>&);
 
-// A product as it is timed: fewer tokens if an operand would not fit.
-Product affordable(Product, Device);
+// A product as it is timed: fewer tokens if an operand had more elements than may be allocated.
+Product affordable(Product, int64_t elements);
+int64_t affordable_elements(Device);  // of an operand, with what is free now
 
 }  // namespace kla

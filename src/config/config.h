@@ -94,13 +94,22 @@ struct CheckpointConfig {
 
 struct LogConfig {
   int64_t interval_steps = 10;
-  bool csv = true;  // metrics/train.csv beside train.jsonl
+  bool csv = true;                   // metrics/train.csv beside train.jsonl
+  int64_t probe_interval_steps = 0;  // metrics/probes.jsonl: numbers from inside the mixers; 0: off
 };
 
 struct DeviceConfig {
   std::string backend = "auto";  // auto: a GPU if there is one | cpu | cuda | simt
   std::string dtype = "auto";    // of activations and matrix products: bf16 (auto on GPUs) | f32
-  int64_t threads = 0;           // 0: one a core; the results do not depend on it
+  std::string deterministic = "default";  // strict: the same bits on 1, 2, 4, ... CPU ranks
+  int64_t threads = 0;                    // 0: one a core; the results do not depend on it
+};
+
+// Runs of several ranks: how long the others wait for one, seconds. Then exit 6.
+struct DistConfig {
+  int64_t init_timeout_s = 300;  // until all have arrived and read their data
+  int64_t step_timeout_s = 100;  // in a step: longer than the slowest takes for its share
+  int64_t save_timeout_s = 420;  // while rank 0 writes a checkpoint
 };
 
 struct NonfiniteConfig {
@@ -123,6 +132,7 @@ struct Config {
   CheckpointConfig checkpoint;
   LogConfig log;
   DeviceConfig device;
+  DistConfig dist;
   GuardConfig guard;
 };
 

@@ -103,6 +103,14 @@ std::string frozen_comment(std::string_view line) {
   return "";
 }
 
+std::vector<std::pair<std::string, std::string>> config_values(const Config& config) {
+  Config copy = config;
+  const Schema schema = schema_of(copy);
+  std::vector<std::pair<std::string, std::string>> values;
+  for (const Field& field : schema.fields()) values.emplace_back(field.path, spell(field.slot));
+  return values;
+}
+
 std::vector<ConfigDifference> diff_configs(const Config& before, const Config& after) {
   Config a = before, b = after;
   const Schema schema_a = schema_of(a), schema_b = schema_of(b);

@@ -4,6 +4,7 @@
 
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "config/load.h"
@@ -22,6 +23,9 @@ std::string config_hash(const PrepareConfig& config);
 // these instead of its own places, so that freezing it again gives the same text.
 inline constexpr std::string_view kFrozenHeader = "# Frozen config of kla, format 1.";
 std::string frozen_comment(std::string_view line);
+
+// Every key with its value in YAML spelling, in the order of the schema.
+std::vector<std::pair<std::string, std::string>> config_values(const Config& config);
 
 struct ConfigDifference {
   std::string path;

@@ -11,7 +11,6 @@
 #include "config/utf8_text.h"
 #include "config/value.h"
 #include "config/yaml.h"
-#include "core/file.h"
 
 namespace kla {
 namespace {
@@ -20,17 +19,6 @@ namespace fs = std::filesystem;
 
 constexpr size_t kMaxIncludeDepth = 8;
 constexpr size_t kMaxFiles = 64;
-
-// Throws Error with what is wrong.
-std::string read_config_text(const std::string& path) {
-  std::error_code error;
-  const fs::file_status status = fs::status(path, error);
-  if (!fs::exists(status)) throw Error(Exit::usage, "there is no such file");
-  if (!fs::is_regular_file(status)) throw Error(Exit::usage, "it is not a regular file");
-  std::string text = read_file(path, kMaxConfigBytes);
-  if (text.rfind("\xEF\xBB\xBF", 0) == 0) text.erase(0, 3);  // byte order mark
-  return text;
-}
 
 std::string list_of(const std::vector<std::string>& words, const std::string& between) {
   std::string text;
@@ -347,10 +335,14 @@ ConfigKind kind_of_config(const std::string& file) {
     const SourceText source(Origin::Kind::file, file, read_config_text(file));
     const std::optional<YamlNode> root = parse_yaml(source, diagnostics);
     if (!root) return ConfigKind::training;
-    const auto training = known_keys<Config>(*root), prepare = known_keys<PrepareConfig>(*root),
-               bench = known_keys<BenchConfig>(*root);
-    if (training >= prepare && training >= bench) return ConfigKind::training;
-    return prepare >= bench ? ConfigKind::prepare : ConfigKind::bench;
+    const std::pair<std::ptrdiff_t, ConfigKind> kinds[] = {
+        {known_keys<Config>(*root), ConfigKind::training},
+        {known_keys<PrepareConfig>(*root), ConfigKind::prepare},
+        {known_keys<BenchConfig>(*root), ConfigKind::bench},
+        {known_keys<SweepConfig>(*root), ConfigKind::sweep}};
+    return std::max_element(std::begin(kinds), std::end(kinds),
+                            [](const auto& a, const auto& b) { return a.first < b.first; })
+        ->second;
   } catch (const Error&) {
     return ConfigKind::training;  // loading it will say what is wrong
   }

@@ -57,8 +57,9 @@ std::vector<std::string> missing_keys(const Config& config);
 std::vector<std::string> missing_keys(const PrepareConfig& config);
 std::vector<std::string> missing_keys(const BenchConfig& config);
 
-// Which of the three a file is, by its top-level keys; training if in doubt.
-enum class ConfigKind { training, prepare, bench };
+// Which of the four a file is, by its top-level keys; training if in doubt. A sweep is read by
+// load_sweep() (sweep_config.h).
+enum class ConfigKind { training, prepare, bench, sweep };
 ConfigKind kind_of_config(const std::string& file);
 
 // A name that a key accepts, and other spellings of it; the config holds `name`.

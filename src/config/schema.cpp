@@ -168,6 +168,10 @@ static void describe(Schema& s, LogConfig& c) {
   s.add("interval_steps", &c.interval_steps, "between console and metrics lines",
         {.unit = "steps", .min = 1, .max = 1e9, .safe = true});
   s.add("csv", &c.csv, "write metrics/train.csv beside train.jsonl", {.safe = true});
+  s.add("probe_interval_steps", &c.probe_interval_steps,
+        "between looks inside the mixers (write gain, decay, state, ...: metrics/probes.jsonl); "
+        "0: off. The losses do not depend on it",
+        {.unit = "steps", .min = 0, .max = 1e9, .safe = true});
 }
 
 static void describe(Schema& s, DeviceConfig& c) {
@@ -176,8 +180,23 @@ static void describe(Schema& s, DeviceConfig& c) {
   s.add("dtype", &c.dtype,
         "number type of activations and matrix products; auto: bf16 on a GPU, f32 elsewhere",
         {.choices = {"auto", "bf16", "f32"}});
+  s.add("deterministic", &c.deterministic,
+        "strict: sums of gradients in a fixed tree, so that 1, 2, 4, ... CPU ranks give the same "
+        "bits; costs memory for one more gradient each time the micro-batches of a rank double",
+        {.choices = {"default", "strict"}});
   s.add("threads", &c.threads, "CPU threads; 0: one a core. The results do not depend on it",
         {.min = 0, .max = 4096, .safe = true});
+}
+
+static void describe(Schema& s, DistConfig& c) {
+  s.add("init_timeout_s", &c.init_timeout_s,
+        "how long ranks wait until all have arrived and read their data; then exit 6",
+        {.unit = "seconds", .min = 1, .max = 1e6, .safe = true});
+  s.add("step_timeout_s", &c.step_timeout_s,
+        "how long ranks wait for one that does not come along; longer than a step takes",
+        {.unit = "seconds", .min = 1, .max = 1e6, .safe = true});
+  s.add("save_timeout_s", &c.save_timeout_s, "how long they wait while rank 0 writes a checkpoint",
+        {.unit = "seconds", .min = 1, .max = 1e6, .safe = true});
 }
 
 static void describe(Schema& s, NonfiniteConfig& c) {
@@ -217,6 +236,7 @@ Schema schema_of(Config& config) {
   s.section("checkpoint", "checkpoints", config.checkpoint);
   s.section("log", "console and metrics", config.log);
   s.section("device", "hardware", config.device);
+  s.section("dist", "runs of several ranks", config.dist);
   s.section("guard", "when to give up", config.guard);
   return s;
 }
@@ -257,6 +277,18 @@ Schema schema_of(BenchConfig& c) {
   s.section("device", "where to compute", c.device);
   s.add("ops", &c.ops, "ops to time (kernels/ops.h); empty: all", {.words = Words::identifier});
   s.add("whole_step", &c.whole_step, "also time forward, backward and update of the whole model");
+  return s;
+}
+
+Schema schema_of(SweepConfig& c) {
+  Schema s;
+  s.add("base", &c.base, "training config that all runs share, relative to this file",
+        {.required = true});
+  s.add("name", &c.name, "name of the sweep", {.words = Words::file_name, .required = true});
+  s.add("dir", &c.dir, "the run directories lie below it; {name} is replaced", {.required = true});
+  s.add("baseline", &c.baseline, "variant that the others are compared with; empty: the first");
+  s.add("references", &c.references,
+        "CSV of published differences for the report, relative to this file");
   return s;
 }
 

@@ -13,6 +13,7 @@
 #include "config/bench_config.h"
 #include "config/config.h"
 #include "config/prepare_config.h"
+#include "config/sweep_config.h"
 
 namespace kla {
 
@@ -76,5 +77,6 @@ class Schema {
 Schema schema_of(Config& config);
 Schema schema_of(PrepareConfig& config);
 Schema schema_of(BenchConfig& config);
+Schema schema_of(SweepConfig& config);  // the keys beside `grid` and `variants`
 
 }  // namespace kla

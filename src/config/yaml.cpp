@@ -5,10 +5,13 @@
 #include <yaml-cpp/parser.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
 #include <sstream>
 
 #include "config/utf8_text.h"
+#include "core/error.h"
+#include "core/file.h"
 
 namespace kla {
 namespace {
@@ -198,6 +201,17 @@ YamlNode parse(const SourceText& source) {
 }
 
 }  // namespace
+
+std::string read_config_text(const std::string& path) {
+  std::error_code error;
+  const std::filesystem::file_status status = std::filesystem::status(path, error);
+  if (!std::filesystem::exists(status)) throw Error(Exit::usage, "there is no such file");
+  if (!std::filesystem::is_regular_file(status))
+    throw Error(Exit::usage, "it is not a regular file");
+  std::string text = read_file(path, kMaxConfigBytes);
+  if (text.rfind("\xEF\xBB\xBF", 0) == 0) text.erase(0, 3);  // byte order mark
+  return text;
+}
 
 std::optional<YamlNode> parse_yaml(const SourceText& source, Diagnostics& diagnostics) {
   try {

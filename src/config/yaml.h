@@ -26,6 +26,9 @@ struct YamlNode {
 
 inline constexpr int64_t kMaxConfigBytes = 1 << 20;
 
+// The text of a config file. Throws Error with what is wrong.
+std::string read_config_text(const std::string& path);
+
 // Reads the one document in the text (an override: from value_at on). Reports one error and gives
 // nothing if it breaks a rule above.
 std::optional<YamlNode> parse_yaml(const SourceText& source, Diagnostics& diagnostics);

@@ -40,6 +40,10 @@ class DeviceServices {
   virtual void copy(void* to, const void* from, int64_t bytes) = 0;  // within the device
   virtual void fill(void* device, uint8_t byte, int64_t bytes) = 0;
   virtual void synchronize() = 0;  // waits for everything asked for; Error if any of it failed
+  // For libraries that enqueue work of their own: the queue everything is ordered on (a GPU's
+  // stream), and whether all of it is done.
+  virtual void* stream() { return nullptr; }
+  virtual bool idle() { return true; }
 
   // Does `work` once and returns what does it again: on a GPU a single launch in place of one per
   // kernel (decoding is bound by launches). `work` calls ops, and nothing that waits for the device

@@ -19,7 +19,7 @@ namespace {
 struct State {
   std::mutex mutex;
   Level level = Level::info;
-  bool status_shown = false;
+  bool status_shown = false, plain = false;
   std::shared_ptr<spdlog::logger> file;
 };
 
@@ -66,6 +66,10 @@ void set_terminal_level(Level level) {
   state().level = level;
 }
 
+void set_plain() {
+  state().plain = true;
+}
+
 void open_file(const std::string& path) {
   try {
     auto sink = std::make_shared<spdlog::sinks::basic_file_sink_mt>(path);
@@ -106,7 +110,7 @@ bool fancy_terminal() {
     return ::isatty(STDOUT_FILENO) == 1 && !(plain && *plain) && term &&
            std::strcmp(term, "dumb") != 0;
   }();
-  return fancy;
+  return fancy && !state().plain;
 }
 
 void status_line(const std::string& text) {

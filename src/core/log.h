@@ -18,6 +18,7 @@ void info(const std::string& text);     // stdout
 void warning(const std::string& text);  // stderr, "warning: "
 void error(const std::string& text);    // stderr, "error: "
 
+void set_plain();       // stdout looks like a terminal but is a launcher's: no status line
 bool fancy_terminal();  // stdout is a TTY, no NO_COLOR, TERM is not dumb
 // Redraws one status line below the log (nothing on a plain terminal). Empty text removes it.
 void status_line(const std::string& text);

@@ -78,6 +78,11 @@ View View::row_range(int64_t first, int64_t count) const {
   return v;
 }
 
+View View::elements(int64_t first, int64_t count) const {
+  KLA_CHECK(dense() && first >= 0 && count >= 0 && first + count <= size(), describe());
+  return View(data ? static_cast<char*>(data) + first * size_of(dtype) : nullptr, dtype, {count});
+}
+
 std::string View::describe() const {
   std::string text = std::string(name_of(dtype)) + "[";
   for (int i = 0; i < rank; ++i) text += (i ? "," : "") + std::to_string(dim(i));

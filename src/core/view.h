@@ -68,6 +68,7 @@ struct View {
   View reshape(std::initializer_list<int64_t> dims) const;  // same elements; the rows must allow it
   View columns(int64_t first, int64_t count) const;         // [rows, count], keeps the stride
   View row_range(int64_t first, int64_t count) const;       // rank 2: rows [first, first + count)
+  View elements(int64_t first, int64_t count) const;        // [count] of a dense view
   std::string describe() const;                             // "f32[4,128]"
 
  private:

@@ -16,11 +16,6 @@ namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-struct DocumentSums {
-  std::vector<double> loss;
-  std::vector<int64_t> count;
-};
-
 Window read_window(const TokenDataset& data, int64_t first, int64_t targets, bool reset) {
   Window window;
   window.tokens.resize(static_cast<size_t>(targets + 1));
@@ -33,9 +28,30 @@ Window read_window(const TokenDataset& data, int64_t first, int64_t targets, boo
   return window;
 }
 
+// The losses of a round of windows: scorer.rows() of them for each process.
+std::vector<std::vector<float>> score_together(Scorer& scorer, const std::vector<Window>& windows,
+                                               const EvaluationShare& share) {
+  if (share.size == 1) return scorer.score(windows);
+  const auto n = static_cast<int64_t>(windows.size());
+  const int64_t begin = std::min(n, share.rank * scorer.rows());
+  const int64_t end = std::min(n, begin + scorer.rows());
+  std::vector<float> mine;
+  for (const auto& losses : scorer.score({windows.begin() + begin, windows.begin() + end}))
+    mine.insert(mine.end(), losses.begin(), losses.end());
+  const int64_t most = scorer.rows() * windows.front().targets();  // only the last may be short
+  const std::vector<float> all = share.gather(mine, most);
+  std::vector<std::vector<float>> losses;
+  for (int64_t w = 0; w < n; ++w) {
+    const auto first =
+        all.begin() + w / scorer.rows() * most + w % scorer.rows() * windows.front().targets();
+    losses.emplace_back(first, first + windows[static_cast<size_t>(w)].targets());
+  }
+  return losses;
+}
+
 // Adds the losses of the targets first+1, first+2, ... to the documents they belong to.
 void add_by_document(const TokenDataset& data, int64_t first, const std::vector<float>& losses,
-                     DocumentSums& sums) {
+                     DocumentLosses& sums) {
   int64_t document = data.document_of(first + 1);
   int64_t next = data.document_start(document + 1);
   for (size_t i = 0; i < losses.size(); ++i) {
@@ -80,19 +96,21 @@ Perplexity evaluate_perplexity(Scorer& scorer, const TokenDataset& data,
   if (options.max_tokens > 0 && options.max_tokens < total)  // whole windows, one at least
     total = std::min(total, std::max<int64_t>(1, options.max_tokens / T) * T);
   const auto documents = static_cast<size_t>(data.documents());
-  DocumentSums sums{std::vector<double>(documents), std::vector<int64_t>(documents)};
   Perplexity result;
+  DocumentLosses& sums = result.by_document;
+  sums = {std::vector<double>(documents), std::vector<int64_t>(documents)};
   result.length = T;
   double loss = 0;
+  const int64_t round = scorer.rows() * options.share.size;
   for (int64_t first = 0; first < total;) {
     std::vector<Window> windows;
     std::vector<int64_t> starts;
-    for (int64_t row = 0; row < scorer.rows() && first < total; ++row, first += T) {
+    for (int64_t row = 0; row < round && first < total; ++row, first += T) {
       windows.push_back(
           read_window(data, first, std::min(T, total - first), options.reset_at_documents));
       starts.push_back(first);
     }
-    const auto losses = scorer.score(windows);
+    const auto losses = score_together(scorer, windows, options.share);
     for (size_t w = 0; w < windows.size(); ++w) {
       add_by_document(data, starts[w], losses[w], sums);
       for (float nats : losses[w]) loss += static_cast<double>(nats);
@@ -139,6 +157,26 @@ Interval bootstrap_interval(const std::vector<double>& loss_sums,
     return means[below] + (at - std::floor(at)) * (means[above] - means[below]);
   };
   return {quantile(0.025), quantile(0.975)};
+}
+
+PairedLoss compare_losses(const DocumentLosses& a, const DocumentLosses& b) {
+  if (a.count != b.count)
+    throw Error(Exit::data, "the two models were scored on different targets",
+                "use the same validation set and context length for both");
+  PairedLoss result;
+  std::vector<double> differences;
+  double sum = 0;
+  for (size_t d = 0; d < a.count.size(); ++d) {
+    differences.push_back(b.loss[d] - a.loss[d]);
+    sum += differences.back();
+    result.targets += a.count[d];
+    result.documents += a.count[d] > 0;
+  }
+  result.difference = sum / static_cast<double>(result.targets);
+  const Interval interval = bootstrap_interval(differences, a.count);
+  result.low = interval.low;
+  result.high = interval.high;
+  return result;
 }
 
 std::vector<ReleaseResult> evaluate_release_protocol(Scorer& scorer, const TokenDataset& data,

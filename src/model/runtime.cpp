@@ -1,5 +1,7 @@
 #include "model/runtime.h"
 
+#include <algorithm>
+
 #include "core/error.h"
 
 namespace kla {
@@ -36,10 +38,11 @@ Runtime::Runtime(Device device, int threads, DType compute) : pool(threads) {
 }
 
 // One buffer serves as master copy and compute copy while both have the same type.
-Weights Runtime::allocate_weights(const ParameterTable& table) {
-  const View master = memory["weights"].allocate(context.accumulate, {table.flat_size()});
+Weights Runtime::allocate_weights(const ParameterTable& table, int64_t flat_size) {
+  const int64_t n = std::max(table.flat_size(), flat_size);
+  const View master = memory["weights"].allocate(context.accumulate, {n});
   if (context.compute == context.accumulate) return {&table, master, master};
-  return {&table, master, memory["weights"].allocate(context.compute, {table.flat_size()})};
+  return {&table, master, memory["weights"].allocate(context.compute, {n})};
 }
 
 }  // namespace kla

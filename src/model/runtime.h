@@ -36,7 +36,8 @@ struct Runtime {
     allocate();
   }
 
-  Weights allocate_weights(const ParameterTable&);
+  // `flat_size`: of the buffers, if they must be longer than the table asks for.
+  Weights allocate_weights(const ParameterTable&, int64_t flat_size = 0);
 };
 
 }  // namespace kla

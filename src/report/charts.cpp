@@ -50,6 +50,29 @@ std::string end_label(const Summary& summary, size_t run, int decimals,
   return label + " " + format_fixed(sum / static_cast<double>(variant.runs.size()), decimals);
 }
 
+// A line for each variant: its run, or the mean of its runs over their thin lines.
+void add_curves(Chart& chart, const Summary& summary, const std::vector<std::vector<Point>>& curves,
+                const std::function<std::string(size_t run)>& label) {
+  for (const Variant& variant : summary.variants) {
+    std::vector<std::vector<Point>> seeds;
+    for (size_t i : variant.runs) {
+      seeds.push_back(curves[i]);
+      if (variant.runs.size() > 1)
+        chart.series.push_back({.style = variant.style,
+                                .points = curves[i],
+                                .hint = summary.runs[i].label,
+                                .look = Series::Look::thin_line});
+    }
+    chart.series.push_back({.style = variant.style,
+                            .points = mean_curve(seeds),
+                            .label = label(variant.runs.front())});
+  }
+}
+
+bool several_seeds(const Summary& summary) {
+  return summary.variants.size() < summary.runs.size();
+}
+
 // Spreads the error bars of `runs` runs over up to 24 pixels.
 double shift_of(size_t run, size_t runs) {
   const double count = static_cast<double>(runs);
@@ -57,9 +80,9 @@ double shift_of(size_t run, size_t runs) {
 }
 
 std::string note_on_means(const Summary& summary) {
-  return summary.variants.size() < summary.runs.size()
-             ? " Several seeds of a variant share its line style; the number is their mean."
-             : "";
+  return several_seeds(summary) ? " Thin lines: the seeds of a variant (their number in brackets); "
+                                  "thick: their mean, as far as all of them go."
+                                : "";
 }
 
 Axis token_axis(const Summary& summary) {
@@ -97,14 +120,18 @@ std::vector<Smoothed> smooth_losses(const std::vector<RunData>& runs) {
 
 void add_losses(Chart& chart, const std::vector<Smoothed>& losses, const Summary& summary,
                 bool with_value) {
-  for (size_t i = 0; i < losses.size(); ++i)
-    chart.series.push_back(
-        {.style = style_of(summary, i), .points = losses[i].raw, .look = Series::Look::pale_line});
-  for (size_t i = 0; i < losses.size(); ++i)
-    chart.series.push_back({.style = style_of(summary, i),
-                            .points = losses[i].average,
-                            .label = with_value ? end_label(summary, i, 3, &RunSummary::train_loss)
-                                                : end_label(summary, i, -1)});
+  std::vector<std::vector<Point>> averages;
+  for (size_t i = 0; i < losses.size(); ++i) {
+    averages.push_back(losses[i].average);
+    if (!several_seeds(summary))
+      chart.series.push_back({.style = style_of(summary, i),
+                              .points = losses[i].raw,
+                              .look = Series::Look::pale_line});
+  }
+  add_curves(chart, summary, averages, [&](size_t run) {
+    return with_value ? end_label(summary, run, 3, &RunSummary::train_loss)
+                      : end_label(summary, run, -1);
+  });
 }
 
 Figure whole_loss(const std::vector<RunData>& runs, const std::vector<Smoothed>& losses,
@@ -115,10 +142,14 @@ Figure whole_loss(const std::vector<RunData>& runs, const std::vector<Smoothed>&
       .x = token_axis(summary),
       .y = {.title = "training loss, nats per token (log scale)", .kind = Scale::Kind::log10}};
   add_losses(chart, losses, summary, false);
-  return {render_chart(chart),
-          "Training loss. Pale: the logged values, n = " + counts(runs) +
-              " a run, each the mean over all targets since the one before; line: "
-              "their moving average over 5 % of the rows."};
+  const std::string values = " a run, each the mean over all targets since the one before";
+  const std::string caption =
+      several_seeds(summary)
+          ? "Training loss: moving average over 5 % of the logged values, n = " + counts(runs) +
+                values + "."
+          : "Training loss. Pale: the logged values, n = " + counts(runs) + values +
+                "; line: their moving average over 5 % of the rows.";
+  return {render_chart(chart), caption + note_on_means(summary), "training_loss"};
 }
 
 Figure second_half(const std::vector<Smoothed>& losses, const Summary& summary) {
@@ -137,7 +168,8 @@ Figure second_half(const std::vector<Smoothed>& losses, const Summary& summary) 
   return {render_chart(chart),
           "The second half, enlarged; values beyond the frame are cut off. The number is the mean "
           "over the last 5 % of the tokens." +
-              note_on_means(summary)};
+              note_on_means(summary),
+          "training_loss_second_half"};
 }
 
 int64_t most_targets(const RunData& run, int64_t length) {
@@ -184,6 +216,44 @@ void add_validation_curve(Chart& chart, const RunData& run, const Summary& summa
   chart.series.push_back(std::move(whole));
 }
 
+// The curves of a variant's seeds, thin, and their mean with markers: hollow ones on a part of the
+// set, filled ones on all of it. `chart` has the seeds' own curves from `first` on.
+void thin_out(Chart& chart, size_t first) {
+  std::vector<std::vector<Point>> during, whole;
+  for (size_t i = first; i < chart.series.size(); i += 2) {  // add_validation_curve adds two each
+    during.push_back(chart.series[i].points);
+    whole.push_back(chart.series[i + 1].points);
+  }
+  Series partial = chart.series[first], full = chart.series[first + 1];
+  chart.series.resize(first);
+  for (size_t i = 0; i < during.size(); ++i) {
+    std::vector<Point> points = during[i];
+    points.insert(points.end(), whole[i].begin(), whole[i].end());
+    chart.series.push_back(
+        {.style = partial.style, .points = points, .look = Series::Look::thin_line});
+  }
+  partial.points = mean_curve(during);
+  full.points = mean_curve(whole);
+  for (Series* series : {&partial, &full}) {
+    series->whiskers.clear();
+    series->shift = 0;
+    series->look = Series::Look::line_and_markers;
+    chart.series.push_back(*series);
+  }
+}
+
+void add_variant(Chart& chart, const std::vector<RunData>& runs, const Summary& summary,
+                 const Variant& variant, std::set<int64_t>& lengths, Range& part_of_set) {
+  const size_t first = chart.series.size();
+  for (size_t i : variant.runs) {
+    const EvalRow* row = headline(summary.runs[i]);
+    if (!row) continue;
+    lengths.insert(row->length);
+    add_validation_curve(chart, runs[i], summary, i, row->length, part_of_set);
+  }
+  if (chart.series.size() > first + 2) thin_out(chart, first);
+}
+
 Figure validation_curves(const std::vector<RunData>& runs, const Summary& summary) {
   Chart chart{.description = "Validation perplexity against tokens",
               .height = kHeight,
@@ -192,12 +262,8 @@ Figure validation_curves(const std::vector<RunData>& runs, const Summary& summar
   chart.x.range.high *= 1.05;  // room for the last markers
   Range part_of_set = kEmptyRange;
   std::set<int64_t> lengths;
-  for (size_t i = 0; i < runs.size(); ++i) {
-    const EvalRow* row = headline(summary.runs[i]);
-    if (!row) continue;
-    lengths.insert(row->length);
-    add_validation_curve(chart, runs[i], summary, i, row->length, part_of_set);
-  }
+  for (const Variant& variant : summary.variants)
+    add_variant(chart, runs, summary, variant, lengths, part_of_set);
   std::string contexts;
   for (int64_t length : lengths)
     contexts += (contexts.empty() ? "" : ", ") + format_context(static_cast<double>(length));
@@ -211,7 +277,8 @@ Figure validation_curves(const std::vector<RunData>& runs, const Summary& summar
                                  : "Bars: 95 % interval over documents, where known; ";
   if (part_of_set.valid()) caption += "with its 95 % interval over documents, where known; ";
   caption += "the counts are in the table below.";
-  return {render_chart(chart), caption};
+  if (several_seeds(summary)) caption += " Thin lines: the seeds; markers: their mean.";
+  return {render_chart(chart), caption, "validation_perplexity"};
 }
 
 Figure by_context(const Summary& summary) {
@@ -247,18 +314,18 @@ Figure by_context(const Summary& summary) {
   return {render_chart(chart),
           "Perplexity by context length: every window starts from the empty state, every target "
           "counts once. Bars: 95 % interval over documents. The dotted line marks the length the "
-          "models were trained with."};
+          "models were trained with.",
+          "perplexity_by_context"};
 }
 
 Figure optimizer_figure(const std::vector<RunData>& runs, const Summary& summary, Field field,
-                        Axis y, const std::string& caption) {
+                        Axis y, const std::string& caption, const std::string& name) {
   Chart chart{
       .description = caption, .height = kSmallHeight, .x = token_axis(summary), .y = std::move(y)};
-  for (size_t i = 0; i < runs.size(); ++i)
-    chart.series.push_back({.style = style_of(summary, i),
-                            .points = curve(runs[i], field),
-                            .label = end_label(summary, i, -1)});
-  return {render_chart(chart), caption};
+  std::vector<std::vector<Point>> curves;
+  for (const RunData& run : runs) curves.push_back(curve(run, field));
+  add_curves(chart, summary, curves, [&](size_t run) { return end_label(summary, run, -1); });
+  return {render_chart(chart), caption + note_on_means(summary), name};
 }
 
 bool has_training(const std::vector<RunData>& runs) {
@@ -289,10 +356,11 @@ std::vector<Figure> optimizer_figures(const std::vector<RunData>& runs, const Su
   const Axis norm{.title = "gradient norm (log scale)",
                   .kind = Scale::Kind::log10,
                   .format = [](double value, double) { return format_short(value); }};
-  return {
-      optimizer_figure(runs, summary, &TrainRow::lr, rate, "Learning rate of each logged step."),
-      optimizer_figure(runs, summary, &TrainRow::grad_norm, norm,
-                       "L2 norm of the whole gradient before clipping, at each logged step.")};
+  return {optimizer_figure(runs, summary, &TrainRow::lr, rate, "Learning rate of each logged step.",
+                           "learning_rate"),
+          optimizer_figure(runs, summary, &TrainRow::grad_norm, norm,
+                           "L2 norm of the whole gradient before clipping, at each logged step.",
+                           "gradient_norm")};
 }
 
 }  // namespace kla::report

@@ -11,7 +11,8 @@ namespace kla::report {
 
 struct Figure {
   std::string svg;
-  std::string caption;  // plain text: what is drawn, from how many values
+  std::string caption;    // plain text: what is drawn, from how many values
+  std::string name = {};  // of its file, if it is exported: "training_loss"
 };
 
 // In the order of the page; a figure without data is left out.

@@ -4,7 +4,11 @@
 #include <cmath>
 
 #include "report/charts.h"
+#include "report/comparison_charts.h"
+#include "report/comparison_html.h"
+#include "report/html_parts.h"
 #include "report/markup.h"
+#include "report/probe_charts.h"
 #include "report/scale.h"
 #include "report/statistics.h"
 #include "report/style.h"
@@ -14,35 +18,8 @@
 namespace kla::report {
 namespace {
 
-std::string head_cell(const std::string& text, const std::string& unit = "", const char* css = "") {
-  const std::string small = unit.empty() ? "" : text_element("small", unit);
-  return element("th", escape(text) + small, {{"scope", "col"}, {"class", css}});
-}
-
-std::string cell(const std::string& text, const char* css = "") {
-  return *css ? text_element("td", text, {{"class", css}}) : text_element("td", text);
-}
-
-std::string value_with_note(const std::string& value, const std::string& note) {
-  return element("td", escape(value) + (note.empty() ? "" : " " + text_element("small", note)));
-}
-
-std::string table(const std::string& head, const std::string& rows) {
-  const std::string content = element("thead", element("tr", head)) + element("tbody", rows);
-  return element("div", element("table", content), {{"class", "wide"}});
-}
-
 std::string run_cell(const Summary& summary, const RunSummary& run) {
   return element("td", render_swatch(summary.variants[run.variant].style) + escape(run.label));
-}
-
-std::string interval(double low, double high, int decimals) {
-  if (!std::isfinite(low) || !std::isfinite(high)) return "";
-  return "[" + format_fixed(low, decimals) + ", " + format_fixed(high, decimals) + "]";
-}
-
-std::string paragraph(const std::string& text, const char* css = "quiet") {
-  return text_element("p", text, {{"class", css}});
 }
 
 // ------------------------------------------------------------------------------------- sections
@@ -102,49 +79,17 @@ std::string run_notes(const std::vector<RunData>& runs, const Summary& summary) 
   std::string items;
   for (size_t i = 0; i < runs.size(); ++i) {
     const RunSummary& run = summary.runs[i];
-    if (!run.state.empty() && run.state != "finished")
+    const RunState state = state_of(runs[i].status);
+    const std::string why = value_of(runs[i].status, "why");
+    if (state == RunState::failed || state == RunState::diverged)
+      items += text_element("li", run.label + ": this run " + name_of(state) + ": " + why);
+    else if (!run.state.empty() && run.state != "finished")
       items += text_element(
           "li", run.label + ": this run is not finished, its state is '" + run.state + "'");
     for (const std::string& note : runs[i].notes)
       items += text_element("li", run.label + ": " + note);
   }
   return items.empty() ? "" : element("ul", items, {{"class", "notes"}});
-}
-
-std::string seeds_table(const Summary& summary) {
-  std::string rows;
-  bool several = false;
-  for (const Variant& variant : summary.variants) {
-    std::vector<double> losses;
-    for (size_t i : variant.runs)
-      if (const EvalRow* eval = headline(summary.runs[i])) losses.push_back(eval->loss);
-    if (losses.empty()) continue;
-    several = several || losses.size() > 1;
-    const MeanInterval loss = mean_interval(losses);
-    const bool known = loss.half_width && variant.seeds >= 3;
-    std::string row = element("td", render_swatch(variant.style) + escape(variant.name));
-    row += cell(std::to_string(variant.seeds)) + cell(format_fixed(loss.mean, 4));
-    row += cell(known ? "± " + format_fixed(*loss.half_width, 4) : "withheld below 3 seeds");
-    row += cell(format_fixed(std::exp(loss.mean), 2));
-    rows += element("tr", row);
-  }
-  if (!several) return "";
-  return text_element("h3", "Over seeds") +
-         table(head_cell("variant") + head_cell("seeds") + head_cell("mean val loss", "nats") +
-                   head_cell("95 % interval", "Student t over seeds") +
-                   head_cell("perplexity", "of the mean loss"),
-               rows);
-}
-
-std::string figures(const std::vector<Figure>& list) {
-  std::string content;
-  for (const Figure& figure : list)
-    content += element("figure", figure.svg + text_element("figcaption", figure.caption));
-  return element("div", content, {{"class", "figures"}});
-}
-
-std::string section(const char* heading, const std::string& content) {
-  return content.empty() ? "" : element("section", text_element("h2", heading) + content);
 }
 
 std::string evaluation_table(const Summary& summary) {
@@ -201,16 +146,28 @@ std::string protocol_table(const Summary& summary) {
              "read beside numbers measured the same way, not beside the table above.");
 }
 
+// The values of a key among the runs of a variant: one, or all of them.
+std::string values_of(const ConfigRow& row, const Variant& variant) {
+  std::string text;
+  std::vector<std::string> seen;
+  for (size_t i : variant.runs) {
+    if (std::find(seen.begin(), seen.end(), row.values[i]) != seen.end()) continue;
+    seen.push_back(row.values[i]);
+    text += (text.empty() ? "" : " | ") + (row.values[i].empty() ? "–" : row.values[i]);
+  }
+  return text;
+}
+
 std::string difference_table(const Summary& summary) {
   if (summary.runs.size() < 2) return "";
   if (summary.differences.empty())
     return paragraph("All " + std::to_string(summary.equal_keys) + " settings are equal.");
   std::string head = head_cell("setting"), rows;
-  for (const RunSummary& run : summary.runs) head += head_cell(run.label, "", "text");
+  for (const Variant& variant : summary.variants) head += head_cell(variant.name, "", "text");
   for (const ConfigRow& difference : summary.differences) {
     std::string row = cell(difference.key, "code");
-    for (const std::string& value : difference.values)
-      row += cell(value.empty() ? "–" : value, "code text");
+    for (const Variant& variant : summary.variants)
+      row += cell(values_of(difference, variant), "code text");
     rows += element("tr", row);
   }
   return table(head, rows) + paragraph("All other " + std::to_string(summary.equal_keys) +
@@ -241,19 +198,30 @@ std::string head_of(const std::string& title) {
           empty_element("meta", {{"http-equiv", "Content-Security-Policy"},
                                  {"content", "default-src 'none'; style-src 'unsafe-inline'"}}) +
           empty_element("meta", {{"name", "viewport"}, {"content", "width=device-width"}}) +
-          text_element("title", title) + element("style", kStyle));
+          text_element("title", title) + element("style", std::string(kStyle) + kSvgStyle));
 }
 
 }  // namespace
 
-std::string render_report(const std::vector<RunData>& runs) {
+Page render_page(const SweepData& subject) {
+  const std::vector<RunData>& runs = subject.runs;
   const Summary summary = summarize(runs);
-  const std::string title = title_of(summary);
+  const Comparison comparison = compare_variants(runs, summary, subject.baseline);
+  const std::string title = subject.name.empty() ? title_of(summary) : "Sweep " + subject.name;
   const size_t n = runs.size();
+  Page page;
+  const auto draw = [&](std::vector<Figure> list, const char* css = "figures") {
+    page.figures.insert(page.figures.end(), list.begin(), list.end());
+    return figures(list, css);
+  };
   std::string body = text_element("h1", title);
   body += paragraph(std::to_string(n) + (n == 1 ? " run" : " runs") +
                     ", read from the run directories by kla " + KLA_VERSION + " (" + KLA_GIT + ")");
   body += seed_statement(summary);
+  body += section(
+      "Comparison over seeds",
+      comparison_table(summary, comparison) +
+          draw(comparison_figures(runs, summary, comparison, subject.references), "figures whole"));
   body += section(
       "Summary",
       summary_table(summary) +
@@ -261,20 +229,33 @@ std::string render_report(const std::vector<RunData>& runs) {
                     "length the run was trained with. Tokens/s: median of the logged rates. "
                     "Wall time: to the last logged step, evaluations and saves included, the time "
                     "between a stop and the resume not.") +
-          run_notes(runs, summary) + seeds_table(summary));
-  std::vector<Figure> curves = training_figures(runs, summary);
-  body += section("Training", curves.empty() ? "" : figures(curves));
-  curves = validation_figures(runs, summary);
-  body += section("Validation", (curves.empty() ? "" : figures(curves)) +
+          run_notes(runs, summary));
+  body += section("Training", draw(training_figures(runs, summary)));
+  body += section("Validation", draw(validation_figures(runs, summary)) +
                                     evaluation_table(summary) + protocol_table(summary));
-  curves = optimizer_figures(runs, summary);
-  body += section("Learning rate and gradient norm", curves.empty() ? "" : figures(curves));
+  body += section("Learning rate and gradient norm", draw(optimizer_figures(runs, summary)));
+  const std::vector<Figure> probes = probe_figures(runs, summary);
+  body += section("Inside the mixers",
+                  probes.empty() ? "" : probe_legend(runs, summary) + draw(probes));
   body += section("Differences in config", difference_table(summary));
   body += section("How to repeat these runs", reproducibility(runs, summary));
-  return "<!DOCTYPE html>\n" +
-         element("html", head_of(title) + element("body", element("main", body)),
-                 {{"lang", "en"}}) +
-         "\n";
+  page.html =
+      "<!DOCTYPE html>\n" +
+      element("html", head_of(title) + element("body", element("main", body)), {{"lang", "en"}}) +
+      "\n";
+  return page;
+}
+
+std::string render_report(const std::vector<RunData>& runs) {
+  return render_page({.name = "", .baseline = "", .runs = runs, .references = {}}).html;
+}
+
+std::string standalone_svg(const Figure& figure) {
+  const size_t end = figure.svg.find('>');  // of the opening tag
+  const std::string inside =
+      text_element("title", figure.caption) + element("style", kSvgStyle) +
+      empty_element("rect", {{"width", "100%"}, {"height", "100%"}, {"fill", "#fff"}});
+  return figure.svg.substr(0, end + 1) + inside + figure.svg.substr(end + 1) + "\n";
 }
 
 }  // namespace kla::report

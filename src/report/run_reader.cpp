@@ -14,11 +14,12 @@ namespace {
 using Json = nlohmann::json;
 using OrderedJson = nlohmann::ordered_json;
 
+constexpr double kMissing = std::numeric_limits<double>::quiet_NaN();
+
 // A finite number, or NaN: absent fields and the strings "nan" and "inf" that JSON rows carry.
 double number(const Json& row, const char* key) {
   const auto found = row.find(key);
-  return found != row.end() && found->is_number() ? found->get<double>()
-                                                  : std::numeric_limits<double>::quiet_NaN();
+  return found != row.end() && found->is_number() ? found->get<double>() : kMissing;
 }
 
 int64_t integer(const Json& row, const char* key) {
@@ -83,6 +84,19 @@ void read_eval_row(const Json& row, RunData& run) {
   if (out.length > 0) run.evals.push_back(out);
 }
 
+void read_probe_row(const Json& row, RunData& run) {
+  if (string_of(row, "t") != "probe") return;
+  ProbeRow out{.tokens = number(row, "tokens"), .layer = integer(row, "layer"), .values = {}};
+  for (const auto& [name, value] : row.items()) {
+    if (!value.is_object() || !value.contains("all") || !value["all"].is_array()) continue;
+    std::vector<double> q;
+    for (const Json& x : value["all"]) q.push_back(x.is_number() ? x.get<double>() : kMissing);
+    if (q.size() == 6)
+      out.values.push_back({name, number(value, "n"), q[0], q[1], q[2], q[3], q[4], q[5]});
+  }
+  if (std::isfinite(out.tokens)) run.probes.push_back(std::move(out));
+}
+
 // The text of a file of the run, "" with a note if it is not there.
 std::string read_part(RunData& run, const std::string& file) {
   const std::string path = run.directory + "/" + file;
@@ -125,15 +139,17 @@ void flatten(const OrderedJson& value, const std::string& key, KeyValues& out) {
   }
 }
 
-KeyValues read_object(RunData& run, const std::string& file) {
+KeyValues flat_object(const std::string& text) {
   KeyValues values;
-  const std::string text = read_part(run, file);
-  if (text.empty()) return values;
   const OrderedJson object = OrderedJson::parse(text, nullptr, false);
-  if (object.is_object())
-    flatten(object, "", values);
-  else
-    run.notes.push_back(file + " is not a JSON object");
+  if (object.is_object()) flatten(object, "", values);
+  return values;
+}
+
+KeyValues read_object(RunData& run, const std::string& file) {
+  const std::string text = read_part(run, file);
+  const KeyValues values = flat_object(text);
+  if (values.empty() && !text.empty()) run.notes.push_back(file + " is not a JSON object");
   return values;
 }
 
@@ -202,6 +218,36 @@ KeyValues parse_frozen_config(const std::string& text) {
   return values;
 }
 
+KeyValues read_flat_json(const std::string& path) {
+  return file_exists(path) ? flat_object(read_file(path)) : KeyValues();
+}
+
+RunState state_of(const KeyValues& status) {
+  const std::string state = value_of(status, "state");
+  if (state == "finished") return RunState::finished;
+  if (state == "failed")
+    return value_of(status, "exit_code") == std::to_string(static_cast<int>(Exit::numerical))
+               ? RunState::diverged
+               : RunState::failed;
+  return status.empty() ? RunState::fresh : RunState::unfinished;
+}
+
+const char* name_of(RunState state) {
+  switch (state) {
+    case RunState::fresh:
+      return "not started";
+    case RunState::unfinished:
+      return "unfinished";
+    case RunState::finished:
+      return "finished";
+    case RunState::diverged:
+      return "diverged";
+    case RunState::failed:
+      return "failed";
+  }
+  return "?";
+}
+
 std::string value_of(const KeyValues& values, const std::string& key) {
   for (const auto& [name, value] : values)
     if (name == key) return value;
@@ -227,6 +273,10 @@ RunData read_run(const std::string& directory) {
   note_damage(run, "metrics/eval.jsonl",
               for_each_row(read_part(run, "metrics/eval.jsonl"),
                            [&](const Json& row) { read_eval_row(row, run); }));
+  if (file_exists(directory + "/metrics/probes.jsonl"))
+    note_damage(run, "metrics/probes.jsonl",
+                for_each_row(read_part(run, "metrics/probes.jsonl"),
+                             [&](const Json& row) { read_probe_row(row, run); }));
   run.name = value_of(run.config, "run.name");
   if (run.name.empty()) run.name = base_name(directory);
   return run;

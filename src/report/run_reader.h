@@ -33,19 +33,42 @@ struct EvalRow {
   std::string protocol = "full";  // full: every real target once | kla_release_...
 };
 
+// One quantity inside the mixer of a layer: quantiles over tokens (or chunks) and heads.
+struct ProbeValues {
+  std::string name;  // "write_gain"
+  double count = 0;  // values behind the quantiles
+  double low = 0, lower = 0, median = 0, upper = 0, high = 0, most = 0;  // 5 25 50 75 95 100 %
+};
+
+struct ProbeRow {
+  double tokens = 0;
+  int64_t layer = 0;
+  std::vector<ProbeValues> values;
+};
+
 using KeyValues = std::vector<std::pair<std::string, std::string>>;  // dotted key, value as text
 
 struct RunData {
   std::string name;
   std::string directory;
+  std::string variant;      // of a sweep; empty: found by comparing configs
   KeyValues config;         // config.yaml, flattened
   std::string config_text;  // as it stands in the directory
   KeyValues record;         // run.json, flattened
   KeyValues status;         // status.json, flattened
   std::vector<TrainRow> train;
   std::vector<EvalRow> evals;
+  std::vector<ProbeRow> probes;    // none unless log.probe_interval_steps was set
   std::vector<std::string> notes;  // what was missing or could not be read
 };
+
+// Where a run stands, by its status.json; none: `fresh`.
+enum class RunState { fresh, unfinished, finished, diverged, failed };
+RunState state_of(const KeyValues& status);
+const char* name_of(RunState);  // "not started", "unfinished", ...
+
+// A JSON object as dotted keys; empty if there is no such file or no object in it.
+KeyValues read_flat_json(const std::string& path);
 
 // Error{data} if `directory` is not a run directory.
 RunData read_run(const std::string& directory);

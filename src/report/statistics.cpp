@@ -1,7 +1,6 @@
 #include "report/statistics.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
 
@@ -44,6 +43,22 @@ std::vector<Point> reduce_to_columns(const std::vector<Point>& points,
   return reduced;
 }
 
+std::vector<Point> mean_curve(const std::vector<std::vector<Point>>& curves) {
+  std::vector<Point> mean;
+  if (curves.empty()) return mean;
+  const std::vector<Point>& first = curves.front();
+  for (size_t i = 0; i < first.size(); ++i) {
+    const double step = std::abs(first[i].x - (i > 0 ? first[i - 1].x : 0));
+    double sum = 0;
+    for (const std::vector<Point>& points : curves) {
+      if (i >= points.size() || std::abs(points[i].x - first[i].x) > step / 2) return mean;
+      sum += points[i].y;
+    }
+    mean.push_back({first[i].x, sum / static_cast<double>(curves.size())});
+  }
+  return mean;
+}
+
 double median(std::vector<double> values) {
   if (values.empty()) return std::numeric_limits<double>::quiet_NaN();
   const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
@@ -52,19 +67,75 @@ double median(std::vector<double> values) {
   return (*middle + *std::max_element(values.begin(), middle)) / 2;
 }
 
-MeanInterval mean_interval(const std::vector<double>& values) {
-  // 97.5 % quantiles of Student's t for 2, 3, ... degrees of freedom; beyond them the last one,
-  // which is a little too wide, never too narrow.
-  static constexpr std::array<double, 19> kT = {4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306,
-                                                2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-                                                2.120, 2.110, 2.101, 2.093, 2.086};
+namespace {
+
+// The continued fraction of the incomplete beta function (DLMF 8.17.22), by the modified Lentz
+// method; it converges fast for x < (a + 1) / (a + b + 2).
+double beta_fraction(double x, double a, double b) {
+  constexpr double kTiny = 1e-300, kEnough = 1e-16;
+  const auto away_from_zero = [](double v) { return std::abs(v) < kTiny ? kTiny : v; };
+  double c = 1, d = 1 / away_from_zero(1 - (a + b) * x / (a + 1));
+  double fraction = d;
+  for (int m = 1; m < 10000; ++m) {
+    const double two = 2.0 * m;
+    const double even = m * (b - m) * x / ((a + two - 1) * (a + two));
+    const double odd = -(a + m) * (a + b + m) * x / ((a + two) * (a + two + 1));
+    double change = 1;
+    for (const double term : {even, odd}) {
+      d = 1 / away_from_zero(1 + term * d);
+      c = away_from_zero(1 + term / c);
+      change = c * d;
+      fraction *= change;
+    }
+    if (std::abs(change - 1) < kEnough) break;
+  }
+  return fraction;
+}
+
+// I_x(a, b), the regularised incomplete beta function; y = 1 - x, given for accuracy near x = 1.
+double incomplete_beta(double x, double y, double a, double b) {
+  if (x <= 0) return 0;
+  if (y <= 0) return 1;
+  if (x > (a + 1) / (a + b + 2) && y < (b + 1) / (a + b + 2))
+    return 1 - incomplete_beta(y, x, b, a);
+  const double front = std::exp(std::lgamma(a + b) - std::lgamma(a) - std::lgamma(b) +
+                                a * std::log(x) + b * std::log(y));
+  return front * beta_fraction(x, a, b) / a;
+}
+
+}  // namespace
+
+double student_t_cdf(double t, double df) {
+  const double square = t * t, sum = df + square;
+  if (square > df) {  // far out: the tail itself
+    const double tail = incomplete_beta(df / sum, square / sum, df / 2, 0.5) / 2;
+    return t > 0 ? 1 - tail : tail;
+  }
+  const double middle = incomplete_beta(square / sum, df / sum, 0.5, df / 2) / 2;
+  return t > 0 ? 0.5 + middle : 0.5 - middle;
+}
+
+double student_t_quantile(double p, double df) {
+  if (p == 0.5) return 0;
+  if (p < 0.5) return -student_t_quantile(1 - p, df);
+  double low = 0, high = 1;
+  while (student_t_cdf(high, df) < p) high *= 2;
+  for (int halving = 0; halving < 200 && low < high; ++halving) {
+    const double middle = low + (high - low) / 2;
+    if (middle == low || middle == high) break;
+    (student_t_cdf(middle, df) < p ? low : high) = middle;
+  }
+  return high;
+}
+
+MeanInterval mean_interval(const std::vector<double>& values, double confidence) {
   const auto n = static_cast<double>(values.size());
   double sum = 0, squares = 0;
   for (double value : values) sum += value;
   MeanInterval result{sum / n, std::nullopt};
   if (values.size() < 3) return result;
   for (double value : values) squares += (value - result.mean) * (value - result.mean);
-  const double t = kT[std::min(values.size() - 3, kT.size() - 1)];
+  const double t = student_t_quantile((1 + confidence) / 2, n - 1);
   result.half_width = t * std::sqrt(squares / (n - 1) / n);
   return result;
 }

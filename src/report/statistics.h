@@ -22,12 +22,22 @@ std::vector<Point> moving_average(const std::vector<Point>& points, double windo
 std::vector<Point> reduce_to_columns(const std::vector<Point>& points,
                                      const std::function<int64_t(double)>& column);
 
+// The mean of the curves of several runs, as far as all of them go and have points at about the
+// same x: closer than half a step. (Seeds meet the short last window of the data at different
+// steps.)
+std::vector<Point> mean_curve(const std::vector<std::vector<Point>>& curves);
+
 double median(std::vector<double> values);  // NaN if empty
 
+// Student's t distribution with `df` > 0 degrees of freedom.
+double student_t_cdf(double t, double df);
+double student_t_quantile(double p, double df);  // p in (0, 1)
+
 struct MeanInterval {
-  double mean = 0;
-  std::optional<double> half_width;  // 95 %, Student t; none with fewer than 3 values
+  double mean = 0;                   // NaN of no values
+  std::optional<double> half_width;  // Student t; none with fewer than 3 values
 };
-MeanInterval mean_interval(const std::vector<double>& values);
+// Mean of independent values with its two-sided interval, mean +- half_width.
+MeanInterval mean_interval(const std::vector<double>& values, double confidence = 0.95);
 
 }  // namespace kla::report

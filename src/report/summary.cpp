@@ -91,6 +91,11 @@ RunSummary summarize_run(const RunData& run) {
   });
   out.git = value_of(run.record, "program.git");
   out.state = value_of(run.status, "state");
+  out.seed = value_of(run.config, "run.seed") + "/" + value_of(run.config, "data.shuffle_seed");
+  out.rule = value_of(run.config, "model.step_size.rule");
+  out.validation = value_of(run.record, "data.val");
+  out.state_values = parse_number(value_of(run.record, "cost.state_values"));
+  out.flops_per_token = parse_number(value_of(run.record, "cost.training_flops_per_token"));
   return out;
 }
 
@@ -109,6 +114,7 @@ bool starts_with_any(const std::string& key, std::initializer_list<const char*> 
 
 // Everything that makes a run a different experiment rather than another seed of the same one.
 std::string variant_key(const RunData& run) {
+  if (!run.variant.empty()) return run.variant;
   if (run.config.empty()) return run.directory;
   std::string key;
   for (const auto& [name, value] : run.config)
@@ -168,15 +174,15 @@ std::vector<Variant> group_variants(const std::vector<RunData>& runs,
     }
     summaries[i].variant = v;
     variants[v].runs.push_back(i);
-    seeds[v].insert(value_of(runs[i].config, "run.seed") + "/" +
-                    value_of(runs[i].config, "data.shuffle_seed"));
+    seeds[v].insert(summaries[i].seed);
   }
   std::set<size_t> taken;
   for (size_t v = 0; v < variants.size(); ++v) {
     const RunData& first = runs[variants[v].runs.front()];
     variants[v].seeds = seeds[v].size();
-    variants[v].name = common_name(summaries, variants[v].runs);
-    variants[v].style = take_style(value_of(first.config, "model.step_size.rule"), taken);
+    variants[v].name =
+        first.variant.empty() ? common_name(summaries, variants[v].runs) : first.variant;
+    variants[v].style = take_style(summaries[variants[v].runs.front()].rule, taken);
   }
   return variants;
 }
@@ -199,20 +205,6 @@ void find_differences(const std::vector<RunData>& runs, Summary& summary) {
   }
 }
 
-std::string csv_field(const std::string& text) {
-  if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
-  std::string quoted = "\"";
-  for (char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
-  return quoted + "\"";
-}
-
-std::string csv_number(double value) {
-  if (!std::isfinite(value)) return "";
-  char text[64];
-  std::snprintf(text, sizeof text, "%.9g", value);
-  return text;
-}
-
 std::string csv_row(const Summary& summary, const RunSummary& run, const EvalRow& eval) {
   std::string row;
   for (const std::string& field :
@@ -229,6 +221,20 @@ std::string csv_row(const Summary& summary, const RunSummary& run, const EvalRow
 
 }  // namespace
 
+std::string csv_field(const std::string& text) {
+  if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
+  std::string quoted = "\"";
+  for (char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
+  return quoted + "\"";
+}
+
+std::string csv_number(double value) {
+  if (!std::isfinite(value)) return "";
+  char text[64];
+  std::snprintf(text, sizeof text, "%.9g", value);
+  return text;
+}
+
 Summary summarize(const std::vector<RunData>& runs) {
   Summary summary;
   for (const RunData& run : runs) summary.runs.push_back(summarize_run(run));
@@ -242,6 +248,11 @@ const EvalRow* headline(const RunSummary& run) {
   for (const EvalRow& row : run.final)
     if (row.length == run.trained_length) return &row;
   return run.final.empty() ? nullptr : &run.final.front();
+}
+
+const EvalRow* result_of(const RunSummary& run) {
+  const EvalRow* row = run.state == "finished" ? headline(run) : nullptr;
+  return row && row->step >= run.steps && std::isfinite(row->loss) ? row : nullptr;
 }
 
 std::string to_csv(const Summary& summary) {

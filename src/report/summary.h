@@ -24,6 +24,11 @@ struct RunSummary {
   std::vector<EvalRow> final;     // every target once, the last one of each context length
   std::vector<EvalRow> protocol;  // other protocols, the last one of each
   std::string git, state;
+  std::string seed;            // run.seed and data.shuffle_seed
+  std::string rule;            // model.step_size.rule
+  std::string validation;      // identity of the validation data
+  double state_values = 0;     // of the recurrent state, a sequence; NaN: not recorded
+  double flops_per_token = 0;  // of training; NaN: not recorded
 };
 
 struct Variant {
@@ -50,6 +55,13 @@ Summary summarize(const std::vector<RunData>& runs);
 // The evaluation at the context length the run was trained with, else at its shortest one; null if
 // there is none.
 const EvalRow* headline(const RunSummary& run);
+
+// The same of a run that is finished, after its last step: what runs are compared by; else null.
+const EvalRow* result_of(const RunSummary& run);
+
+// "a,b" or "a ""b"" c" as a field of CSV; a number with 9 digits, empty if it is not finite.
+std::string csv_field(const std::string& text);
+std::string csv_number(double value);
 
 // RFC 4180: a row for each run and context length, and one for a run without evaluation.
 std::string to_csv(const Summary& summary);

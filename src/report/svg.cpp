@@ -4,60 +4,17 @@
 #include <cmath>
 
 #include "report/markup.h"
+#include "report/svg_parts.h"
 
 namespace kla::report {
 namespace {
+
+using namespace svg_parts;
 
 constexpr double kLeft = 52, kTop = 30, kBottom = 40;  // margins, pixels
 constexpr double kLabelGap = 17;                       // between two labels at the line ends
 constexpr double kSwatch = 24;                         // length of the sample beside a label
 constexpr double kLeader = 14;                         // from the end of a line to its sample
-
-std::string number(double pixels) {
-  std::string text = format_fixed(pixels, 1);
-  if (text.ends_with(".0")) text.resize(text.size() - 2);
-  return text;
-}
-
-std::string text_at(double x, double y, const std::string& text, const char* style_class) {
-  return text_element("text", text, {{"x", number(x)}, {"y", number(y)}, {"class", style_class}});
-}
-
-std::string line(double x1, double y1, double x2, double y2, const Attributes& attributes) {
-  Attributes all = {{"x1", number(x1)}, {"y1", number(y1)}, {"x2", number(x2)}, {"y2", number(y2)}};
-  all.insert(all.end(), attributes.begin(), attributes.end());
-  return empty_element("line", all);
-}
-
-std::string marker_at(double x, double y, const LineStyle& style, bool hollow) {
-  const std::string fill = hollow ? "#fff" : style.colour;
-  Attributes paint = {{"fill", fill}, {"stroke", style.colour}, {"stroke-width", "1.5"}};
-  auto polygon = [&](std::initializer_list<Point> corners) {
-    std::string points;
-    for (const Point& p : corners) points += number(x + p.x) + "," + number(y + p.y) + " ";
-    points.pop_back();
-    paint.insert(paint.begin(), {"points", points});
-    return empty_element("polygon", paint);
-  };
-  switch (style.marker) {
-    case Marker::square:
-      return polygon({{-3.2, -3.2}, {3.2, -3.2}, {3.2, 3.2}, {-3.2, 3.2}});
-    case Marker::triangle:
-      return polygon({{0, -4.2}, {4, 3}, {-4, 3}});
-    case Marker::diamond:
-      return polygon({{0, -4.4}, {4.4, 0}, {0, 4.4}, {-4.4, 0}});
-    case Marker::circle:
-      break;
-  }
-  paint.insert(paint.begin(), {{"cx", number(x)}, {"cy", number(y)}, {"r", "3.4"}});
-  return empty_element("circle", paint);
-}
-
-Attributes stroke(const LineStyle& style) {
-  Attributes attributes = {{"stroke", style.colour}};
-  if (!style.dash.empty()) attributes.push_back({"stroke-dasharray", style.dash});
-  return attributes;
-}
 
 // The area inside the axes, and the scales that map into it.
 struct Plot {
@@ -87,11 +44,12 @@ Range data_range(const Chart& chart, bool of_x) {
       const double value = of_x ? p.x : p.y;
       if (std::isfinite(p.y) && fits(value)) range.include(value);
     }
-    for (const Range& whisker : series.whiskers) {
-      if (of_x || !whisker.valid() || !fits(whisker.low)) continue;
-      range.include(whisker.low);
-      range.include(whisker.high);
-    }
+    for (const std::vector<Range>* ranges : {&series.whiskers, &series.band})
+      for (const Range& r : *ranges) {
+        if (of_x || !r.valid() || !fits(r.low)) continue;
+        range.include(r.low);
+        range.include(r.high);
+      }
   }
   return range;
 }
@@ -150,6 +108,9 @@ std::string draw_axes(const Chart& chart, const Plot& plot) {
 // Down-sampled to two points a pixel column.
 std::string draw_line(const Series& series, const Plot& plot) {
   const bool pale = series.look == Series::Look::pale_line;
+  const char* style_class = pale                                     ? "pale"
+                            : series.look == Series::Look::thin_line ? "thin"
+                                                                     : "curve";
   std::string path;
   bool pen_down = false;
   const auto column = [&](double x) { return static_cast<int64_t>(std::floor(plot.x.pixel(x))); };
@@ -165,9 +126,31 @@ std::string draw_line(const Series& series, const Plot& plot) {
   }
   if (path.empty()) return "";
   Attributes attributes = pale ? Attributes{{"stroke", series.style.colour}} : stroke(series.style);
-  attributes.push_back({"class", pale ? "pale" : "curve"});
+  attributes.push_back({"class", style_class});
   attributes.push_back({"d", path});
   return empty_element("path", attributes);
+}
+
+// The band as closed outlines, one for each stretch without a gap: its upper edge and back.
+std::string draw_band(const Series& series, const Plot& plot) {
+  std::string path, upper, lower;
+  const auto close = [&] {
+    if (!upper.empty()) path += "M" + upper.substr(1) + lower + "Z";
+    upper = lower = "";
+  };
+  for (size_t i = 0; i < series.band.size(); ++i) {
+    const Range& r = series.band[i];
+    const double x = series.points[i].x;
+    if (!r.valid() || !plot.visible({x, r.low}) || !plot.visible({x, r.high})) {
+      close();
+      continue;
+    }
+    upper += "L" + number(plot.x.pixel(x)) + " " + number(plot.y.pixel(r.high));
+    lower = "L" + number(plot.x.pixel(x)) + " " + number(plot.y.pixel(r.low)) + lower;
+  }
+  close();
+  if (path.empty()) return "";
+  return empty_element("path", {{"fill", series.style.colour}, {"class", "band"}, {"d", path}});
 }
 
 std::string draw_markers(const Series& series, const Plot& plot) {
@@ -192,6 +175,7 @@ std::string draw_markers(const Series& series, const Plot& plot) {
 // All lines, cut at the edges of the plot (an inner <svg> clips; a clip path would need an id).
 std::string draw_lines(const Chart& chart, const Plot& plot) {
   std::string lines;
+  for (const Series& series : chart.series) lines += draw_band(series, plot);
   for (const Series& series : chart.series)
     if (series.look != Series::Look::markers) lines += draw_line(series, plot);
   const std::string x = number(plot.left), y = number(plot.top - 2);
@@ -250,17 +234,6 @@ std::string draw_labels(const Chart& chart, const Plot& plot) {
     out += text_at(x + kSwatch + 5, label.place + 4, label.series->label, "label");
   }
   return out;
-}
-
-std::string svg(int width, int height, const std::string& description, const std::string& content) {
-  const std::string w = std::to_string(width), h = std::to_string(height);
-  return element("svg", content,
-                 {{"xmlns", "http://www.w3.org/2000/svg"},
-                  {"viewBox", "0 0 " + w + " " + h},
-                  {"width", w},
-                  {"height", h},
-                  {"role", "img"},
-                  {"aria-label", description}});
 }
 
 }  // namespace

@@ -23,9 +23,10 @@ struct Series {
   LineStyle style = {};
   std::vector<Point> points = {};    // x ascending
   std::vector<Range> whiskers = {};  // one a point, or empty; an invalid range draws none
+  std::vector<Range> band = {};      // filled, one a point, or empty; an invalid range is a gap
   std::string label = {};            // at the end of the line; empty: none
   std::string hint = {};             // shown by the browser over the markers
-  enum class Look { line, pale_line, markers, line_and_markers } look = Look::line;
+  enum class Look { line, thin_line, pale_line, markers, line_and_markers } look = Look::line;
   bool hollow = false;  // markers
   double shift = 0;     // pixels to the right, so that error bars at the same x stay apart
 };

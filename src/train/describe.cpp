@@ -45,6 +45,10 @@ std::string Trainer::describe() const {
   text += format("step        %s tokens: %lld x %lld in %lld micro-batches of %lld\n",
                  grouped(t.global_batch_tokens).c_str(), ll{plan_.samples_per_step},
                  ll{config_.data.seq_len}, ll{plan_.micro_batches}, ll{t.micro_batch_size});
+  if (ranks_.size() > 1)
+    text +=
+        format("ranks       %d, each with %lld of the micro-batches and 1/%d of the optimizer\n",
+               ranks_.size(), ll{plan_.share}, ranks_.size());
   text += "schedule    " + grouped(plan_.steps) + " steps, " +
           grouped(plan_.steps * t.global_batch_tokens) + " tokens; " + config_.schedule.name +
           format(", peak lr %.3g, warm-up %s tokens (%.1f steps)\n", config_.optim.lr,
@@ -61,7 +65,8 @@ std::string Trainer::describe() const {
   }
   text += format("device      %s, %d threads, f32; mfu n/a\n", name_of(runtime_.context.device),
                  runtime_.context.pool->threads());
-  text += "memory      planned, allocated once:\n" + runtime_.memory.table();
+  text += std::string("memory      planned, allocated once") +
+          (ranks_.size() > 1 ? ", on each rank" : "") + ":\n" + runtime_.memory.table();
   return text;
 }
 

@@ -2,6 +2,8 @@
 
 #include <chrono>
 #include <cmath>
+#include <cstdio>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <sstream>
@@ -45,6 +47,29 @@ Json to_json(const EvalRow& r) {
                         (static_cast<double>(r.n_bytes) * std::log(2.0)));
   }
   row["seconds"] = number(r.seconds);
+  return row;
+}
+
+Json to_json(const Quantiles& quantiles) {
+  Json values = Json::array();
+  for (double x : quantiles) {
+    char text[32];
+    std::snprintf(text, sizeof(text), "%.6g", x);
+    values.push_back(number(std::strtod(text, nullptr)));
+  }
+  return values;
+}
+
+Json to_json(const ProbeRow& r) {
+  Json row = {{"t", "probe"},  {"step", r.step},         {"tokens", r.tokens},
+              {"time", now()}, {"layer", r.probe.layer}, {"quantiles", kQuantiles}};
+  for (int p = 0; p < kProbes; ++p) {
+    const ProbeSummary& summary = r.probe[static_cast<Probe>(p)];
+    Json heads = Json::array();
+    for (const Quantiles& head : summary.heads) heads.push_back(to_json(head));
+    row[name_of(static_cast<Probe>(p))] = {
+        {"n", summary.count}, {"all", to_json(summary.all)}, {"heads", heads}};
+  }
   return row;
 }
 
@@ -102,6 +127,7 @@ void rebuild_csv(const std::string& directory) {
 }
 
 void append(File& file, const Json& row) {
+  if (!file.is_open()) return;
   file.write(row.dump(-1, ' ', true, Json::error_handler_t::replace) + "\n");
 }
 
@@ -112,6 +138,7 @@ MetricsWriter::MetricsWriter(const std::string& run_directory, int64_t step, boo
   make_directories(directory_);
   cut(directory_, "train.jsonl", step);
   cut(directory_, "eval.jsonl", step);
+  cut(directory_, "probes.jsonl", step);
   train_ = File::append(directory_ + "/train.jsonl");
   eval_ = File::append(directory_ + "/eval.jsonl");
   if (csv_) {
@@ -134,6 +161,12 @@ void MetricsWriter::write(const EvalRow& row) {
   append(eval_, to_json(row));
 }
 
+void MetricsWriter::write(const ProbeRow& row) {
+  if (!train_.is_open()) return;
+  if (!probes_.is_open()) probes_ = File::append(directory_ + "/probes.jsonl");
+  append(probes_, to_json(row));
+}
+
 void MetricsWriter::write(const EventRow& r) {
   append(
       train_,
@@ -141,8 +174,10 @@ void MetricsWriter::write(const EventRow& r) {
 }
 
 void MetricsWriter::sync() {
+  if (!train_.is_open()) return;
   train_.sync();
   eval_.sync();
+  if (probes_.is_open()) probes_.sync();
 }
 
 void append_eval_row(const std::string& run_directory, const EvalRow& row) {

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "core/file.h"
+#include "eval/probes.h"
 
 namespace kla {
 
@@ -31,6 +32,13 @@ struct EvalRow {
   double seconds = 0;                  // wall clock
 };
 
+// One layer at one step: {"t":"probe","step":..,"layer":..,"quantiles":[0.05,..],
+// "write_gain":{"n":..,"all":[..],"heads":[[..],..]}, ..}, all numbers to 6 digits.
+struct ProbeRow {
+  int64_t step = 0, tokens = 0;
+  LayerProbe probe;
+};
+
 struct EventRow {
   int64_t step = 0;
   std::string what;  // start | resume | stop | checkpoint_failed | finished
@@ -39,18 +47,20 @@ struct EventRow {
 
 class MetricsWriter {
  public:
+  MetricsWriter() = default;  // writes nothing: on ranks other than 0
   // Opens DIRECTORY/metrics/, cuts rows with step > `step` and a torn last line. Error{io}.
   MetricsWriter(const std::string& run_directory, int64_t step, bool csv);
 
   void write(const TrainRow&);
   void write(const EvalRow&);
+  void write(const ProbeRow&);  // the file exists from the first one on
   void write(const EventRow&);
   void sync();  // before a checkpoint: the rows up to its step must outlive a power loss too
 
  private:
   std::string directory_;
-  bool csv_;
-  File train_, eval_, csv_file_;
+  bool csv_ = false;
+  File train_, eval_, csv_file_, probes_;
 };
 
 // Appends an eval row to a run that is not training (for `kla eval`).

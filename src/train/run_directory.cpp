@@ -64,8 +64,7 @@ void write_json(const std::string& path, const Json& value) {
 
 }  // namespace
 
-RunDirectory RunDirectory::open(const std::string& path) {
-  make_directories(path + "/log");
+File lock_directory(const std::string& path, const std::string& what, const std::string& remedy) {
   File lock = File::append(path + "/lock");
   if (::flock(lock.descriptor(), LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK) throw_errno("cannot lock '" + path + "/lock'");
@@ -74,13 +73,19 @@ RunDirectory RunDirectory::open(const std::string& path) {
         holder.is_object() ? "process " + std::to_string(holder.value("pid", 0)) + " on " +
                                  holder.value("host", "?") + " since " + holder.value("since", "?")
                            : "another process";
-    throw Error(Exit::usage, "run directory '" + path + "' is in use by " + who,
-                "wait for it, stop it, or give this run another run.name");
+    throw Error(Exit::usage, what + " '" + path + "' is in use by " + who, remedy);
   }
   lock.truncate(0);
   lock.write(Json{{"pid", ::getpid()}, {"host", host_name()}, {"since", timestamp()}}.dump() +
              "\n");
-  return RunDirectory(path, std::move(lock));
+  return lock;
+}
+
+RunDirectory RunDirectory::open(const std::string& path) {
+  make_directories(path + "/log");
+  return RunDirectory(path, lock_directory(path, "run directory",
+                                           "wait for it, stop it, or give this run another "
+                                           "run.name"));
 }
 
 void RunDirectory::write_config(const std::string& frozen) const {
@@ -88,6 +93,7 @@ void RunDirectory::write_config(const std::string& frozen) const {
 }
 
 void RunDirectory::record_start(const RunIdentity& id, int64_t step) const {
+  if (path_.empty()) return;
   Json run = read_json(path_ + "/run.json");
   run["format"] = 1;
   run["program"] = {{"version", KLA_VERSION},
@@ -107,13 +113,17 @@ void RunDirectory::record_start(const RunIdentity& id, int64_t step) const {
   run["tokenizer_sha256"] = id.tokenizer_sha256;
   run["seeds"] = {{"run", id.run_seed}, {"shuffle", id.shuffle_seed}};
   run["parameters"] = {{"total", id.parameters}, {"embedding", id.embedding_parameters}};
-  run["world_size"] = 1;
+  run["cost"] = {{"state_values", id.cost.state_values},
+                 {"training_flops_per_token", id.cost.training_flops_per_token}};
+  run["world_size"] = id.ranks;
   if (!run["starts"].is_array()) run["starts"] = Json::array();
-  run["starts"].push_back({{"started", timestamp()}, {"from_step", step}});
+  run["starts"].push_back(
+      {{"started", timestamp()}, {"from_step", step}, {"world_size", id.ranks}});
   write_json(path_ + "/run.json", run);
 }
 
 void RunDirectory::record_end(int exit_code, int64_t step) const {
+  if (path_.empty()) return;
   Json run = read_json(path_ + "/run.json");
   if (!run["starts"].is_array() || run["starts"].empty()) return;
   Json& last = run["starts"].back();
@@ -124,10 +134,12 @@ void RunDirectory::record_end(int exit_code, int64_t step) const {
 }
 
 void RunDirectory::record_failure(int exit_code, const std::string& why) const {
+  if (path_.empty()) return;
   try {
     Json status = read_json(path_ + "/status.json");
     status["state"] = "failed";
     status["why"] = why;
+    status["exit_code"] = exit_code;
     write_json(path_ + "/status.json", status);
     const Json step = status.value("step", Json(0));
     record_end(exit_code, step.is_number_integer() ? step.get<int64_t>() : 0);
@@ -137,6 +149,7 @@ void RunDirectory::record_failure(int exit_code, const std::string& why) const {
 }
 
 void RunDirectory::write_status(const RunStatus& s) const {
+  if (path_.empty()) return;
   Json status = {{"state", s.state},    {"step", s.step},
                  {"steps", s.steps},    {"tokens", s.tokens},
                  {"time", timestamp()}, {"pid", ::getpid()},

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/file.h"
+#include "model/model_cost.h"
 
 namespace kla {
 
@@ -18,8 +19,9 @@ struct RunIdentity {
   std::string config_hash, tokenizer_sha256, train_identity, val_identity;
   uint64_t run_seed = 0, shuffle_seed = 0;
   int64_t parameters = 0, embedding_parameters = 0;
+  ModelCost cost = {};
   std::string device;
-  int threads = 0;
+  int threads = 0, ranks = 1;
 };
 
 struct RunStatus {
@@ -30,12 +32,18 @@ struct RunStatus {
   std::string last_checkpoint;
 };
 
+// Takes PATH/lock for this process, for as long as the result lives. Error{usage} naming the
+// process that holds it and what `what` ("run directory") is in use; Error{io}.
+File lock_directory(const std::string& path, const std::string& what, const std::string& remedy);
+
 class RunDirectory {
  public:
   // Creates the directory if need be and takes its lock; Error{usage} naming pid and host of
   // another process that holds it, Error{io}.
   static RunDirectory open(const std::string& path);
+  RunDirectory() = default;  // of ranks other than 0: touches nothing
   RunDirectory(RunDirectory&&) noexcept = default;
+  RunDirectory& operator=(RunDirectory&&) noexcept = default;
 
   const std::string& path() const { return path_; }
   std::string checkpoints() const { return path_ + "/checkpoints"; }

@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::array<int, 4> kSignals = {SIGINT, SIGTERM, SIGUSR1, SIGHUP};
 std::atomic<int> stop_signal{0};
+std::atomic<bool> stop_told{false}, announced{true};
 std::array<struct sigaction, kSignals.size() + 1> previous;
 
 // The handler has a stack of its own: oneDNN's generated matrix kernels use the stack pointer for
@@ -22,6 +23,7 @@ stack_t previous_stack;
 // Only async-signal-safe calls in here.
 extern "C" void on_signal(int number) {
   if (stop_signal.exchange(number) != 0) ::_exit(128 + number);
+  if (!announced) return;
   static const char text[] =
       "\nstopping: finishing this step, then saving (once more to stop at once, without saving)\n";
   [[maybe_unused]] const auto written = ::write(STDERR_FILENO, text, sizeof(text) - 1);
@@ -29,8 +31,10 @@ extern "C" void on_signal(int number) {
 
 }  // namespace
 
-SignalGuard::SignalGuard() {
+SignalGuard::SignalGuard(bool announce) {
   stop_signal = 0;
+  stop_told = false;
+  announced = announce;
   struct sigaction action {};
   action.sa_handler = on_signal;
   sigemptyset(&action.sa_mask);
@@ -51,7 +55,11 @@ SignalGuard::~SignalGuard() {
 }
 
 bool stop_requested() {
-  return stop_signal.load(std::memory_order_relaxed) != 0;
+  return stop_signal.load(std::memory_order_relaxed) != 0 || stop_told;
+}
+
+void request_stop() {
+  stop_told = true;
 }
 
 const char* stop_signal_name() {

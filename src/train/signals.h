@@ -6,13 +6,15 @@ namespace kla {
 
 class SignalGuard {  // installs the handlers for its lifetime
  public:
-  SignalGuard();
+  // `announce`: say on the terminal that the run will stop; one rank of several does.
+  explicit SignalGuard(bool announce = true);
   ~SignalGuard();
   SignalGuard(const SignalGuard&) = delete;
   SignalGuard& operator=(const SignalGuard&) = delete;
 };
 
 bool stop_requested();
-const char* stop_signal_name();  // "SIGTERM"; "" if none came
+void request_stop();             // as if a signal had come: another rank got one
+const char* stop_signal_name();  // "SIGTERM"; "" if none came here
 
 }  // namespace kla

@@ -1,55 +1,88 @@
 #include "train/trainer.h"
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cmath>
 
 #include "core/error.h"
 #include "core/log.h"
+#include "distributed/host_communicator.h"
+#include "eval/mixer_tap.h"
 #include "train/guard.h"
 #include "train/schedule.h"
 #include "train/signals.h"
 
 namespace kla {
 
-TrainPlan make_train_plan(const Config& c) {
+namespace {
+
+// Numbers of ranks that can share `micro_batches`, as "1, 2, 4".
+std::string possible_ranks(int64_t micro_batches, bool strict) {
+  std::string text;
+  for (int64_t n = 1; n <= std::min<int64_t>(micro_batches, 1024); ++n) {
+    const bool fits =
+        strict ? std::has_single_bit(static_cast<uint64_t>(n)) && n <= Partition::kStrictBlocks
+               : true;
+    if (fits && micro_batches % n == 0) text += (text.empty() ? "" : ", ") + std::to_string(n);
+  }
+  return text;
+}
+
+}  // namespace
+
+TrainPlan make_train_plan(const Config& c, int ranks) {
   TrainPlan plan;
   plan.steps = std::max<int64_t>(1, c.train.max_tokens / c.train.global_batch_tokens);
   plan.samples_per_step = c.train.global_batch_tokens / c.data.seq_len;
   plan.micro_batches = plan.samples_per_step / c.train.micro_batch_size;
+  plan.share = plan.micro_batches / ranks;
+  const bool strict = c.device.deterministic == "strict";
+  const std::string possible = possible_ranks(plan.micro_batches, strict);
+  if ((", " + possible + ",").find(", " + std::to_string(ranks) + ",") == std::string::npos)
+    throw Error(Exit::usage,
+                std::to_string(ranks) + " ranks cannot share the " +
+                    std::to_string(plan.micro_batches) + " micro-batches of a step evenly" +
+                    (strict ? " (device.deterministic: strict needs a power of two)" : ""),
+                "start " + possible + " ranks, or change train.micro_batch_size");
   return plan;
 }
 
-Trainer::Trainer(const Config& config, const TrainData& data, bool only_plan)
+Trainer::Trainer(const Config& config, const TrainData& data, bool only_plan, Communicator& ranks)
     : config_(config),
-      plan_(make_train_plan(config)),
+      ranks_(ranks),
+      plan_(make_train_plan(config, ranks.size())),
       data_(data),
       runtime_(config.device),
       model_(config.model, parse_recompute(config.train.recompute)),
-      segments_(model_.parameters().segments(config.optim.decay == "all")),
+      optimizer_(config_, model_.parameters(), ranks),
       lengths_(config.eval.lengths) {
   if (lengths_.empty()) lengths_ = {config.data.seq_len};
+  if (strict() && !services_of(runtime_.context.device).host_memory())
+    throw Error(Exit::usage, "device.deterministic: strict exists on the CPU only",
+                "set device.deterministic: default; a run still repeats bit for bit on the same "
+                "number of ranks");
   if (data.train)
     loader_.emplace(*data.train, config.data.seq_len, config.data.shuffle_seed,
                     config.data.reset_at_documents);
   runtime_.set_up([&] { allocate(); }, [&] { plan_memory(); }, only_plan);
   if (only_plan) return;
   initialize(runtime_.context, weights_, config.run.seed);
-  zero_fill(runtime_.context, m_);
-  zero_fill(runtime_.context, v_);
+  optimizer_.reset(runtime_.context);
 }
 
 void Trainer::allocate() {
   ArenaSet& memory = runtime_.memory;
   const DType acc = runtime_.context.accumulate;
-  const int64_t n = model_.parameters().flat_size();
+  const int64_t n = optimizer_.flat_size();
   const int64_t B = config_.train.micro_batch_size, T = config_.data.seq_len;
-  weights_ = runtime_.allocate_weights(model_.parameters());
-  gradients_ = memory["gradients"].allocate(acc, {n});
-  m_ = memory["optimizer"].allocate(acc, {n});
-  v_ = memory["optimizer"].allocate(acc, {n});
+  weights_ = runtime_.allocate_weights(model_.parameters(), n);
+  const int levels = strict() ? std::countr_zero(static_cast<uint64_t>(plan_.share)) : 0;
+  gradients_.clear();
+  for (int level = 0; level <= levels; ++level)
+    gradients_.push_back(memory["gradients"].allocate(acc, {n}));
+  optimizer_.allocate(runtime_);
   Arena& batch = memory["batch"];
-  grad_norm_ = batch.allocate(DType::f64, {1});
   tokens_ = batch.allocate(DType::i32, {B * T});
   targets_ = batch.allocate(DType::i32, {B * T});
   reset_ = batch.allocate(DType::u8, {B, T});
@@ -66,9 +99,9 @@ void Trainer::allocate() {
 // One dry pass over everything a run does.
 void Trainer::plan_memory() {
   Context& ctx = runtime_.context;
-  forward_backward(1.0);
-  ops::grad_norm(ctx, {.norm = grad_norm_, .g = gradients_});
-  update(0.0, 1);
+  forward_backward(gradients_[0], 1.0);
+  optimizer_.sum_gradients(ctx, gradients_[0]);
+  optimizer_.update(ctx, weights_, gradients_[0], 0.0, 1);
   for (auto& scorer : scorers_) scorer->plan();
 }
 
@@ -82,11 +115,11 @@ Trainer::Outcome Trainer::run(MetricsWriter& metrics, RunDirectory& run, const S
 
     // Once in a while: evaluate, on the whole set at the end.
     const bool due = done || crossed(config_.eval.interval_tokens);
-    if (due && state_.evaluated_step != state_.step && !stop_requested())
+    if (due && state_.evaluated_step != state_.step && !stop_agreed())
       if (evaluate(metrics, done)) state_.evaluated_step = state_.step;
 
     // Once in a while, at the end, and when a signal asks for it: save.
-    const bool stop = stop_requested();
+    const bool stop = stop_agreed();
     if (state_.step != saved_step &&
         (done || stop || crossed(config_.checkpoint.interval_tokens))) {
       last_checkpoint_ = save();
@@ -99,10 +132,20 @@ Trainer::Outcome Trainer::run(MetricsWriter& metrics, RunDirectory& run, const S
     const StepResult result = train_step();
     const double seconds = std::chrono::duration<double>(Stopwatch::Clock::now() - start).count();
     finish_step(result, seconds, metrics, run);
+    // The first step, which sets up libraries and touches all memory, had longer.
+    ranks_.channel().set_timeout(static_cast<double>(config_.dist.step_timeout_s));
   }
 }
 
-// One optimizer step over global_batch_tokens targets, in micro-batches.
+// A signal reaches the ranks at different times: they stop at the same step all the same.
+bool Trainer::stop_agreed() {
+  const bool stop = ranks_.any(stop_requested(), "the agreement to go on");
+  if (stop) request_stop();
+  return stop;
+}
+
+// One optimizer step over global_batch_tokens targets, in micro-batches, of which each rank does
+// its share. Every rank gets the same result.
 Trainer::StepResult Trainer::train_step() {
   Context& ctx = runtime_.context;
   StepResult result;
@@ -110,43 +153,61 @@ Trainer::StepResult Trainer::train_step() {
     result.tokens += loader_->targets_in(state_.next_sample + static_cast<uint64_t>(s));
   result.lr = learning_rate(config_, state_.tokens + result.tokens);
 
-  zero_fill(ctx, gradients_);
-  for (int64_t micro = 0; micro < plan_.micro_batches; ++micro) {
-    load_micro_batch(micro * config_.train.micro_batch_size);
-    forward_backward(1.0 / static_cast<double>(result.tokens));
-    for (float loss : downloaded<float>(ctx, losses_)) result.loss += static_cast<double>(loss);
-  }
+  probes_.clear();
+  micro_losses_.clear();
+  accumulate(ranks_.rank() * plan_.share, plan_.share, 0, 1.0 / static_cast<double>(result.tokens));
+  for (double loss : ranks_.gather(micro_losses_, "the losses")) result.loss += loss;
 
-  ops::grad_norm(ctx, {.norm = grad_norm_, .g = gradients_});
-  result.grad_norm = downloaded<double>(ctx, grad_norm_)[0];
+  result.grad_norm = optimizer_.sum_gradients(ctx, gradients_[0]);
   result.updated = std::isfinite(result.loss) && std::isfinite(result.grad_norm);
-  if (result.updated) update(result.lr, ++state_.updates);
+  if (result.updated) optimizer_.update(ctx, weights_, gradients_[0], result.lr, ++state_.updates);
   return result;
 }
 
-void Trainer::forward_backward(double grad_scale) {
+// Gradients of micro-batches [first, first + count), summed in gradients_[level]. In strict mode by
+// halves: the ranks' shares are branches of one binary tree over the micro-batches of the step, and
+// Communicator::reduce_scatter is its top, so the sum is the same for every number of ranks.
+void Trainer::accumulate(int64_t first, int64_t count, size_t level, double grad_scale) {
+  Context& ctx = runtime_.context;
+  if (strict() && count % 2 == 0) {
+    accumulate(first, count / 2, level, grad_scale);
+    accumulate(first + count / 2, count / 2, level + 1, grad_scale);
+    return add(ctx, gradients_[level], gradients_[level + 1]);
+  }
+  zero_fill(ctx, gradients_[level]);
+  for (int64_t micro = first; micro < first + count; ++micro) {
+    load_micro_batch(micro * config_.train.micro_batch_size);
+    if (micro == 0 && probes_due()) {
+      const int64_t tokens = loader_->targets_in(state_.next_sample);
+      probed_forward_backward(gradients_[level], grad_scale, tokens);
+    } else {
+      forward_backward(gradients_[level], grad_scale);
+    }
+    double& sum = micro_losses_.emplace_back(0.0);
+    for (float loss : downloaded<float>(ctx, losses_)) sum += static_cast<double>(loss);
+  }
+}
+
+void Trainer::forward_backward(View gradients, double grad_scale) {
   const Sequence seq{config_.train.micro_batch_size, config_.data.seq_len,
                      config_.data.reset_at_documents ? reset_ : View()};
-  model_.forward_backward(runtime_.context, runtime_.memory["activations"], weights_, gradients_,
+  model_.forward_backward(runtime_.context, runtime_.memory["activations"], weights_, gradients,
                           {seq, tokens_, targets_}, grad_scale, losses_);
 }
 
-void Trainer::update(double lr, int64_t t) {
-  ops::adamw(runtime_.context, {.w = weights_.master,
-                                .m = m_,
-                                .v = v_,
-                                .copy = weights_.second_copy(),
-                                .g = gradients_,
-                                .norm = grad_norm_,
-                                .segments = segments_.data(),
-                                .segment_count = static_cast<int64_t>(segments_.size()),
-                                .lr = lr,
-                                .beta1 = config_.optim.betas[0],
-                                .beta2 = config_.optim.betas[1],
-                                .eps = config_.optim.eps,
-                                .weight_decay = config_.optim.weight_decay,
-                                .max_norm = config_.train.grad_clip,
-                                .step = t});
+// The same, looking at the first `tokens` tokens of the micro-batch's first row layer by layer.
+void Trainer::probed_forward_backward(View gradients, double grad_scale, int64_t tokens) {
+  const MixerTap tap(
+      runtime_.context, config_.model.num_hidden_layers,
+      [&](int64_t layer, const MixerPrepForward& prep, const DeltaScanForward& scan) {
+        probes_.push_back(probe_mixer(runtime_.context, layer, prep, scan, tokens));
+      });
+  forward_backward(gradients, grad_scale);
+}
+
+bool Trainer::probes_due() const {
+  const int64_t interval = config_.log.probe_interval_steps;
+  return interval > 0 && (state_.step + 1) % interval == 0;
 }
 
 // The next micro_batch_size samples, as the ops read them.
@@ -177,6 +238,8 @@ void Trainer::finish_step(const StepResult& result, double seconds, MetricsWrite
   }
   const bool due = state_.step % config_.log.interval_steps == 0 || state_.step == plan_.steps;
   if (due || !result.updated) log_step(result, seconds, metrics, run);
+  for (const LayerProbe& probe : probes_)
+    metrics.write(ProbeRow{state_.step, state_.tokens, probe});
   record_step(state_.guard, config_.guard.nonfinite, result.updated, state_.step);
 }
 
@@ -228,15 +291,20 @@ bool Trainer::crossed(int64_t interval) const {
 // Scores the validation set at every context length; false if a signal came in between.
 bool Trainer::evaluate(MetricsWriter& metrics, bool whole_set) {
   struct Interrupted {};
+  const auto gather = [&](std::vector<float> losses, int64_t most) {
+    losses.resize(static_cast<size_t>(most));
+    return ranks_.gather(losses, "the evaluation");
+  };
   for (size_t i = 0; i < scorers_.size(); ++i) {
     Perplexity p;
     try {
       p = evaluate_perplexity(*scorers_[i], *data_.val, data_.token_bytes,
                               {.length = lengths_[i],
                                .max_tokens = whole_set ? 0 : config_.eval.max_tokens,
-                               .reset_at_documents = config_.data.reset_at_documents},
-                              [](int64_t done, int64_t total) {
-                                if (stop_requested()) throw Interrupted();
+                               .reset_at_documents = config_.data.reset_at_documents,
+                               .share = {ranks_.rank(), ranks_.size(), gather}},
+                              [&](int64_t done, int64_t total) {
+                                if (stop_agreed()) throw Interrupted();
                                 log::status_line("evaluating " + progress_bar(done, total));
                               });
     } catch (const Interrupted&) {
@@ -256,35 +324,46 @@ bool Trainer::evaluate(MetricsWriter& metrics, bool whole_set) {
   return true;
 }
 
-void Trainer::make_mirrors() {
-  if (weights_mirror_) return;
-  weights_mirror_.emplace(runtime_.context, weights_.master);
-  m_mirror_.emplace(runtime_.context, m_);
-  v_mirror_.emplace(runtime_.context, v_);
+double Trainer::time_step() {
+  const auto start = Stopwatch::Clock::now();
+  train_step();
+  return std::chrono::duration<double>(Stopwatch::Clock::now() - start).count();
+}
+
+double Trainer::time_scoring() {
+  double seconds = 0;
+  for (size_t i = 0; i < scorers_.size() && data_.val; ++i) {
+    const PerplexityOptions options{.length = lengths_[i],
+                                    .max_tokens = scorers_[i]->rows() * lengths_[i]};
+    const Perplexity p = evaluate_perplexity(*scorers_[i], *data_.val, data_.token_bytes, options);
+    seconds += p.seconds / static_cast<double>(p.tokens);
+  }
+  return seconds;
+}
+
+HostMirror& Trainer::weights_mirror() {
+  if (!weights_mirror_) weights_mirror_.emplace(runtime_.context, weights_.master);
+  return *weights_mirror_;
 }
 
 void Trainer::pull_tensors() {
-  make_mirrors();
-  for (auto* mirror : {&weights_mirror_, &m_mirror_, &v_mirror_}) (*mirror)->pull();
+  if (ranks_.root()) weights_mirror().pull();
+  optimizer_.pull();
 }
 
 void Trainer::push_tensors() {
-  make_mirrors();
-  for (auto* mirror : {&weights_mirror_, &m_mirror_, &v_mirror_}) (*mirror)->push();
+  if (ranks_.root()) weights_mirror().push();
+  ranks_.broadcast(weights_.master);
   refresh_compute_copy(runtime_.context, weights_);
+  optimizer_.push();
 }
 
 std::vector<NamedView> Trainer::model_tensors() {
-  make_mirrors();
-  return named_views(model_.parameters(), weights_mirror_->host());
+  return named_views(model_.parameters(), weights_mirror().host());
 }
 
 std::vector<NamedView> Trainer::optimizer_tensors() {
-  make_mirrors();
-  std::vector<NamedView> tensors = named_views(model_.parameters(), m_mirror_->host(), "exp_avg.");
-  for (NamedView& view : named_views(model_.parameters(), v_mirror_->host(), "exp_avg_sq."))
-    tensors.push_back(std::move(view));
-  return tensors;
+  return optimizer_.tensors();
 }
 
 }  // namespace kla

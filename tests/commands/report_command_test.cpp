@@ -14,7 +14,8 @@ TEST(ReportCommand, WritesPageAndTable) {
   const std::string place = report::temporary_directory();
   const std::string run = report::write_synthetic_run(place, {}, "kla");
   const std::string page = place + "/page.html", table = place + "/table.csv";
-  EXPECT_EQ(report_command({run, "-o", page, "--csv", table}), 0);
+  EXPECT_EQ(report_command({run, "-o", page, "--csv", table, "--svg", place + "/figures"}), 0);
+  EXPECT_EQ(read_file(place + "/figures/training_loss.svg").rfind("<svg ", 0), 0u);
   EXPECT_EQ(read_file(page).rfind("<!DOCTYPE html>", 0), 0u);
   EXPECT_EQ(read_file(table).rfind("run,variant,", 0), 0u);
 }

@@ -99,8 +99,9 @@ TEST(Hash, ChangesWithEveryKeyThatCanChangeTheResultAndNoOther) {
                       "run.name", "run.dir", "run.resume", "run.tags", "train.recompute",
                       "eval.interval_tokens", "checkpoint.interval_tokens", "checkpoint.keep_last",
                       "checkpoint.keep_every_tokens", "checkpoint.on_error", "log.interval_steps",
-                      "log.csv", "device.threads", "guard.nonfinite.max_consecutive",
-                      "guard.nonfinite.max_total"}));
+                      "log.csv", "log.probe_interval_steps", "device.threads",
+                      "dist.init_timeout_s", "dist.step_timeout_s", "dist.save_timeout_s",
+                      "guard.nonfinite.max_consecutive", "guard.nonfinite.max_total"}));
 }
 
 }  // namespace

@@ -36,9 +36,9 @@ TEST(Schema, ListsEveryFieldOfTheTrainingConfig) {
                         1 + members<DataConfig>() + members<TrainConfig>() +
                         members<OptimConfig>() + members<ScheduleConfig>() + members<EvalConfig>() +
                         members<CheckpointConfig>() + members<LogConfig>() +
-                        members<DeviceConfig>() + members<NonfiniteConfig>() +
-                        members<GuardConfig>() - 1;
-  EXPECT_EQ(members<Config>(), 11u);
+                        members<DeviceConfig>() + members<DistConfig>() +
+                        members<NonfiniteConfig>() + members<GuardConfig>() - 1;
+  EXPECT_EQ(members<Config>(), 12u);
   EXPECT_EQ(members<RunConfig>(), 5u);
   EXPECT_EQ(schema.fields().size(), leaves);
 }
@@ -49,7 +49,10 @@ TEST(Schema, ListsEveryFieldOfTheOtherConfigs) {
             members<PrepareConfig>() - 1 + members<TokenizerConfig>());
   BenchConfig bench;
   EXPECT_EQ(schema_of(bench).fields().size(),
-            members<BenchConfig>() - 1 + members<ModelConfig>() - 1 + members<StepSizeConfig>());
+            members<BenchConfig>() - 2 + members<ModelConfig>() - 1 + members<StepSizeConfig>() +
+                members<DeviceConfig>());
+  SweepConfig sweep;
+  EXPECT_EQ(schema_of(sweep).fields().size(), members<SweepConfig>());
 }
 
 template <class Root>

@@ -4,7 +4,9 @@
 #include <filesystem>
 
 #include "commands/config_command.h"
+#include "config/sweep_config.h"
 #include "config_files.h"
+#include "core/file.h"
 #include "kernels/step_rules.h"
 
 namespace kla {
@@ -75,6 +77,38 @@ TEST(ShippedConfigs, PaperRunsHaveTheStudysSizeAndProtocol) {
   EXPECT_EQ(preset("gdn_stack"), 2401936 - 2 * 2);
 }
 
+// Every run of every ablation loads, and names a rule that exists.
+TEST(ShippedConfigs, AblationsNameRunsThatLoad) {
+  size_t runs = 0;
+  for (const std::string& file : shipped(kConfigs / "ablations")) {
+    const std::string stem = std::filesystem::path(file).stem();
+    if (stem.starts_with("common_") || stem.ends_with("_base")) continue;
+    for (const SweepRun& run : load_sweep(file).runs) {
+      EXPECT_GE(find_rule(run.loaded.config.model.step_size.rule), 0) << run.name;
+      ++runs;
+    }
+  }
+  EXPECT_GE(runs, 50u);
+}
+
+// The study's ablations: its protocol with 100M tokens, 20 evaluations, and its model sizes.
+TEST(ShippedConfigs, AblationsHaveTheStudysProtocol) {
+  const std::string base = (kConfigs / "ablations" / "common_0.4b.yaml").string();
+  const Config c = load_config(base).config;
+  EXPECT_EQ(c.model.step_size.rule, "kla");
+  EXPECT_EQ(c.train.max_tokens, 100'000'000);
+  EXPECT_EQ(c.train.max_tokens / c.train.global_batch_tokens, 47);
+  EXPECT_EQ(c.train.max_tokens / c.eval.interval_tokens, 20);
+  EXPECT_EQ(c.schedule.warmup_tokens * 100, c.train.max_tokens);
+  EXPECT_EQ(c.optim.lr, 1e-4);
+  EXPECT_EQ(parameters(c.model), 516938832 - 132);
+  for (const auto& [V, total] : std::vector<std::pair<int, int64_t>>{
+           {256, 555901712}, {512, 711753232}, {1024, 1023456272}, {2048, 1646862352}}) {
+    const std::string wide = "model.value_head_dim=" + std::to_string(V);
+    EXPECT_EQ(parameters(load_config(base, {wide}).config.model), total - 132);
+  }
+}
+
 TEST(ConfigCommand, CheckNamesTheFilesAndFailsOnAnyError) {
   test::ConfigFiles files;
   const std::string good = files.write("good.yaml", "model: {num_heads: 2}\n");
@@ -87,6 +121,18 @@ TEST(ConfigCommand, CheckNamesTheFilesAndFailsOnAnyError) {
   EXPECT_NE(out.find("needs data.train, train.max_tokens"), std::string::npos) << out;
   EXPECT_NE(err.find("bad.yaml:2:1: error: unknown key 'outptu'"), std::string::npos) << err;
   EXPECT_NE(err.find("did you mean 'output'?"), std::string::npos) << err;
+}
+
+TEST(ConfigCommand, ASweepIsCheckedButNotShown) {
+  const std::string sweep = (kConfigs / "ablations" / "step_size_cpu.yaml").string();
+  testing::internal::CaptureStdout();
+  EXPECT_EQ(run_config_check({sweep}), 0);
+  EXPECT_NE(testing::internal::GetCapturedStdout().find("ok, a sweep of 21 runs"),
+            std::string::npos);
+  for (const SweepRun& run : load_sweep(sweep).runs)
+    EXPECT_GE(find_rule(run.loaded.config.model.step_size.rule), 0) << run.name;
+  EXPECT_THROW(run_config_show(sweep, {}), Error);
+  EXPECT_THROW(run_config_explain("optim.lr", sweep), Error);
 }
 
 TEST(ConfigCommand, ShowPrintsAConfigThatShowsItself) {

@@ -16,11 +16,11 @@
 
 namespace kla {
 
-class DataTest : public testing::Test {
+class DataTest : public ::testing::Test {
  protected:
   DataTest() {
-    const auto* info = testing::UnitTest::GetInstance()->current_test_info();
-    folder_ = testing::TempDir() + "kla_" + info->test_suite_name() + "_" + info->name();
+    const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
+    folder_ = ::testing::TempDir() + "kla_" + info->test_suite_name() + "_" + info->name();
     std::filesystem::remove_all(folder_);
     std::filesystem::create_directories(folder_);
   }

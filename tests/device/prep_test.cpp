@@ -88,9 +88,8 @@ TEST(DevicePrep, TakesEveryFactor) {
 TEST(DevicePrep, TakesEveryLength) {
   for (int64_t T : {0, 1, 2, 3, 63, 64, 65, 67, 130})
     for (bool carried : {false, true})
-      expect_prep(
-          draw_mixer({.B = 2, .T = T, .H = 2, .K = 16, .V = 16}, {.carried = carried}),
-          carried ? "carried" : "fresh", T % 2 == 0);
+      expect_prep(draw_mixer({.B = 2, .T = T, .H = 2, .K = 16, .V = 16}, {.carried = carried}),
+                  carried ? "carried" : "fresh", T % 2 == 0);
 }
 
 TEST(DevicePrep, TakesEveryHeadShape) {
@@ -99,11 +98,33 @@ TEST(DevicePrep, TakesEveryHeadShape) {
     expect_prep(draw_mixer({.B = 1, .T = 66, .H = 1, .K = K, .V = V}, {}), "kla", true);
 }
 
+// Keys of cosine 0.95 and steps near 1: the powers of A that an inverse by power series sums would
+// reach thousands.
+TEST(DevicePrep, InvertsCorrelatedKeys) {
+  MixerCase c = draw_mixer({.B = 1, .T = 128, .H = 2, .K = 32, .V = 16}, {});
+  for (double& x : c.inputs["k"]) x = to_f32(1.5 + 0.3 * x);
+  for (double& x : c.inputs["k_conv"]) x = to_f32(0.5 + 0.2 * x);
+  for (double& x : c.inputs["b"]) x = to_f32(x + 4);
+  expect_prep(c, "correlated keys", true);
+}
+
+// Enough sequences for a block of the backward to walk over two tiles, and its sums with it.
+TEST(DevicePrep, SumsOverTilesAndBlocks) {
+  const MixerCase c = draw_mixer({.B = 16, .T = 65, .H = 64, .K = 16, .V = 16}, {});
+  const auto program = [&](Lab& lab) {
+    lab.aligned_columns = true;
+    run_prep(lab, c);
+  };
+  const Results reference = execute(Device::reference, program);
+  for (Device device : cuda_devices())
+    expect_close(execute(device, program), reference, kFloatBound, name_of(device));
+}
+
 TEST(DevicePrep, StartsDocumentsAnywhere) {
   const DeltaShape s{.B = 1, .T = 133, .H = 1, .K = 16, .V = 16};
   MixerCase c = draw_mixer(s, {.factor = SeqFactor::inv_sqrt_t, .carried = true});
-  const std::vector<std::vector<int64_t>> cases{
-      {0}, {1, 2, 3, 4}, {5, 62, 63, 64, 65}, {66}, {67, 130, 131, 132}, {61, 127, 128}};
+  const std::vector<std::vector<int64_t>> cases{{0},  {1, 2, 3, 4},        {5, 62, 63, 64, 65},
+                                                {66}, {67, 130, 131, 132}, {61, 127, 128}};
   for (const std::vector<int64_t>& tokens : cases) {
     c.inputs["reset"] = resets_at(s, tokens);
     expect_prep(c, "resets from " + std::to_string(tokens[0]), true);
@@ -177,8 +198,8 @@ TEST(DevicePrep, RefusesHeadsItDoesNotTake) {
 }
 
 TEST(DeviceStep, FollowsTheRecurrence) {
-  constexpr int64_t kShapes[][2] = {{96, 192}, {48, 96}, {16, 16}, {80, 32}, {256, 32}, {208, 16},
-                                    {128, 16}, {32, 512}};
+  constexpr int64_t kShapes[][2] = {{96, 192}, {48, 96},  {16, 16},  {80, 32},
+                                    {256, 32}, {208, 16}, {128, 16}, {32, 512}};
   for (const auto& [keys, values] : kShapes) {
     const int64_t B = 2, H = 2, K = keys, V = values;
     const auto program = [&](Lab& lab) {

@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "core/error.h"
 #include "core/philox.h"
 
 namespace kla {
@@ -38,6 +39,34 @@ TEST(BootstrapInterval, IgnoresDocumentsWithoutTargetsAndNeedsTwo) {
   const Interval same = bootstrap_interval({6, 9, 0}, {2, 3, 0});  // both at 3 nats
   EXPECT_DOUBLE_EQ(same.low, 3);
   EXPECT_DOUBLE_EQ(same.high, 3);
+}
+
+// Two models whose losses differ by 0.01 a target on documents that differ by far more.
+TEST(CompareLosses, PairingFindsWhatSeparateIntervalsHide) {
+  const RandomStream random(9, "documents");
+  DocumentLosses a, b;
+  for (uint64_t d = 0; d < 50; ++d) {
+    const double n = std::floor(random.uniform(3 * d, 20, 200));
+    const double hard = 3 + random.normal(3 * d + 1);
+    a.loss.push_back(n * hard);
+    b.loss.push_back(n * (hard + 0.01 + 0.005 * random.normal(3 * d + 2)));
+    a.count.push_back(static_cast<int64_t>(n));
+  }
+  a.loss.push_back(0);  // a document that was not scored
+  b.loss.push_back(0);
+  a.count.push_back(0);
+  b.count = a.count;
+  const PairedLoss paired = compare_losses(a, b);
+  EXPECT_EQ(paired.documents, 50);
+  EXPECT_GT(paired.low, 0.005);
+  EXPECT_LT(paired.high, 0.015);
+  EXPECT_GT(paired.difference, paired.low);
+  EXPECT_LT(paired.difference, paired.high);
+  const Interval x = bootstrap_interval(a.loss, a.count), y = bootstrap_interval(b.loss, b.count);
+  EXPECT_GT(x.high, y.low) << "the separate intervals overlap";
+  EXPECT_EQ(compare_losses(b, a).difference, -paired.difference);
+  b.count[3] += 1;
+  EXPECT_THROW(compare_losses(a, b), Error);
 }
 
 TEST(Perplexity, BitsPerByte) {

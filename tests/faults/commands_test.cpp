@@ -32,10 +32,30 @@ TEST_F(Commands, GenerateIsDecidedByItsSeed) {
   EXPECT_NE(text("2"), first);
 }
 
+TEST_F(Commands, CheckPassesATrainedRun) {
+  const ProgramEnd end = kla({"check", "reference", "--tokens", "100"});
+  ASSERT_EQ(end.exit_code, 0) << end.errors;
+  EXPECT_NE(end.output.find("pass"), std::string::npos) << end.output;
+  EXPECT_EQ(end.output.find("FAIL"), std::string::npos) << end.output;
+}
+
 TEST_F(Commands, ReportWritesAPage) {
   const ProgramEnd end = kla({"report", "reference", "-o", "page.html"});
   ASSERT_EQ(end.exit_code, 0) << end.errors;
   EXPECT_NE(read_file(at("page.html")).find("reference"), std::string::npos);
+}
+
+TEST_F(Commands, TrainWarnsOfARuleWithoutABoundAndStopsWhenItDiverges) {
+  const std::string warning = "can write with a gain beta |k|^2 above 2";
+  const ProgramEnd bounded = kla(train("bounded", {"train.max_tokens=512"}));
+  EXPECT_EQ(bounded.exit_code, 0) << bounded.errors;
+  EXPECT_EQ(bounded.errors.find(warning), std::string::npos) << bounded.errors;
+
+  const ProgramEnd unbounded =
+      kla(train("unbounded", {"model.step_size.rule=no_norm", "optim.lr=1e4"}));
+  expect_error(unbounded, 5, "5 in a row");
+  EXPECT_NE(unbounded.errors.find("warning: step-size rule no_norm"), std::string::npos);
+  EXPECT_NE(unbounded.errors.find(warning), std::string::npos) << unbounded.errors;
 }
 
 TEST_F(Commands, DryRunOfTheStudyPlansWithoutAllocating) {

@@ -5,7 +5,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstdlib>
+#include <thread>
 #include <utility>
 
 #include "core/error.h"
@@ -29,13 +32,16 @@ int wait_for(pid_t id) {
 
 }  // namespace
 
-Program::Program(const std::string& folder, const std::vector<std::string>& arguments) {
+Program::Program(const std::string& folder, const std::vector<std::string>& arguments,
+                 const Wrapping& wrapping) {
   static int count = 0;
   const std::string stem = folder + "/program-" + std::to_string(count++);
   output_ = stem + ".out";
   errors_ = stem + ".err";
-  std::vector<std::string> words = {KLA_BINARY};
+  std::vector<std::string> words = wrapping.before;
+  words.emplace_back(KLA_BINARY);
   words.insert(words.end(), arguments.begin(), arguments.end());
+  std::replace(words.begin(), words.end(), std::string("@"), std::string(KLA_BINARY));
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
@@ -46,7 +52,8 @@ Program::Program(const std::string& folder, const std::vector<std::string>& argu
   redirect(output_, O_WRONLY | O_CREAT | O_TRUNC, STDOUT_FILENO);
   redirect(errors_, O_WRONLY | O_CREAT | O_TRUNC, STDERR_FILENO);
   if (::chdir(folder.c_str()) != 0) ::_exit(127);
-  ::execv(KLA_BINARY, argv.data());
+  for (const auto& [name, value] : wrapping.environment) ::setenv(name.c_str(), value.c_str(), 1);
+  ::execvp(argv[0], argv.data());
   ::_exit(127);
 }
 
@@ -61,7 +68,25 @@ void Program::send(int signal) const {
 }
 
 ProgramEnd Program::wait() {
-  const int status = wait_for(std::exchange(id_, -1));
+  return end_of(wait_for(std::exchange(id_, -1)));
+}
+
+std::optional<ProgramEnd> Program::wait_up_to(std::chrono::milliseconds limit) {
+  const auto deadline = std::chrono::steady_clock::now() + limit;
+  int status = 0;
+  while (::waitpid(id_, &status, WNOHANG) == 0) {
+    if (std::chrono::steady_clock::now() > deadline) {
+      ::kill(id_, SIGKILL);
+      wait();
+      return std::nullopt;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  id_ = -1;
+  return end_of(status);
+}
+
+ProgramEnd Program::end_of(int status) {
   ProgramEnd end;
   if (WIFEXITED(status)) end.exit_code = WEXITSTATUS(status);
   if (WIFSIGNALED(status)) end.signal = WTERMSIG(status);

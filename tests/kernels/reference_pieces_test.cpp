@@ -1,5 +1,5 @@
-// Every small function of the reference, the recurrent delta rule and every step rule, against
-// central differences in long double: an error of 1e-9 would show.
+// Every small function of the reference and the recurrent delta rule against central differences in
+// long double: an error of 1e-9 would show.
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -8,7 +8,6 @@
 #include "core/philox.h"
 #include "kernels/reference/pieces.h"
 #include "kernels/reference/recurrent.h"
-#include "kernels/step_rules.h"
 
 namespace kla::reference {
 namespace {
@@ -248,39 +247,6 @@ TEST(Pieces, RecurrentDeltaRule) {
   const Function f = [&](const Vector& v) { return rule.loss(v, dout, dS); };
   EXPECT_LT(gradient_error(f, x, dx), kBound);
   EXPECT_EQ(d.g[2], 0) << "nothing decays into a new document";
-}
-
-// The rule's partial derivatives at x, in the order eta, n, scalar.
-template <class Rule>
-void check_rule(SeqFactor factor, const StepInput<Real>& at) {
-  const Function f = [&](const Vector& v) {
-    return write_gain<Rule>(StepInput<Real>{v[0], v[1], at.eps, at.t, v[2]}, factor).beta_hat;
-  };
-  const StepValue<Real> y = write_gain<Rule>(at, factor);
-  EXPECT_LT(gradient_error(f, {at.eta, at.n, at.scalar}, {y.d_eta, y.d_n, y.d_scalar}), kBound)
-      << Rule::info.name << " t " << at.t << " n " << at.n;
-  if (factor == SeqFactor::none && Rule::info.max_gain != kUnboundedGain) {
-    EXPECT_LE(y.beta_hat * at.n / (at.n + at.eps), Rule::info.max_gain) << Rule::info.name;
-  }
-}
-
-TEST(StepRules, DerivativesOfEveryRule) {
-  const SeqFactor factors[] = {SeqFactor::none, SeqFactor::inv_t, SeqFactor::inv_sqrt_t,
-                               SeqFactor::inv_log_t};
-  for (int index = 0; index < kRuleCount; ++index)
-    for (SeqFactor factor : factors)
-      for (Real n : {0.01L, 1.3L, 400.0L})
-        for (Real t : {1.0L, 17.0L})
-          visit_rule(index, [&](auto rule) {
-            check_rule<decltype(rule)>(factor,
-                                       {.eta = 0.3L, .n = n, .eps = 1e-2L, .t = t, .scalar = 0.8L});
-          });
-}
-
-TEST(StepRules, TheSequenceFactorLeavesSeqOnlyAlone) {
-  const StepInput<double> x{.eta = 0.5, .n = 2, .eps = 0, .t = 4, .scalar = 1};
-  EXPECT_DOUBLE_EQ(write_gain<rules::SeqOnly>(x, SeqFactor::inv_t).beta_hat, 0.5);
-  EXPECT_DOUBLE_EQ(write_gain<rules::Gdn>(x, SeqFactor::inv_t).beta_hat, 0.125);
 }
 
 }  // namespace

@@ -57,6 +57,29 @@ TEST(Parameters, CountsOfTheStudysPresets) {
   EXPECT_EQ(study_count(learned), 4468192 + 2);
 }
 
+TEST(Parameters, ARuleAddsItsLearnedScalarAndNothingElse) {
+  ModelConfig c = testing::small_config();
+  const int64_t L = c.num_hidden_layers, H = c.num_heads;
+  c.step_size.rule = "kla";
+  const int64_t bare = LanguageModel(c).parameters().count();
+  for (int rule = 0; rule < kRuleCount; ++rule) {
+    const RuleInfo& info = rule_info(rule);
+    const int64_t per_layer = info.scalar == LearnedScalar::none        ? 0
+                              : info.scalar == LearnedScalar::per_layer ? 1
+                                                                        : H;
+    c.step_size.rule = info.name;
+    c.step_size.learned_scalar_init = 0.25;
+    const LanguageModel model(c);
+    const ParameterTable& table = model.parameters();
+    EXPECT_EQ(table.count(), bare + L * per_layer) << info.name;
+    std::vector<double> flat(static_cast<size_t>(table.flat_size()));
+    initialize(table, View(flat.data(), {table.flat_size()}), 1);
+    for (const ParameterSpec& spec : table.specs())
+      for (int64_t i = 0; spec.name.ends_with("learned_norm_logit") && i < spec.count; ++i)
+        EXPECT_NEAR(std::log1p(std::exp(flat[static_cast<size_t>(spec.offset + i)])), 0.25, 1e-12);
+  }
+}
+
 TEST(Parameters, InitialDistributions) {
   ModelConfig c = preset(2, 128, 64, 8, 8, 256, 512);
   const LanguageModel model(c);

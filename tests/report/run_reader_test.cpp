@@ -29,6 +29,30 @@ TEST(RunReader, ReadsWhatTrainingWrote) {
   EXPECT_EQ(value_of(run.status, "state"), "finished");
 }
 
+TEST(RunReader, ReadsProbesWhereThereAreSome) {
+  const std::string parent = temporary_directory();
+  EXPECT_TRUE(read_run(write_synthetic_run(parent, {}, "blind")).probes.empty());
+  const std::string directory = write_synthetic_run(parent, {.probes = 8}, "probed");
+  const std::string path = directory + "/metrics/probes.jsonl";
+  write_file_atomic(path, read_file(path) + R"({"t":"probe","step":900,"tokens":7372800,"layer":0,)"
+                                            R"("decay":{"n":4,"all":["nan",1,2,3,4,"inf"]},)"
+                                            R"("foreign":{"n":4,"all":[1,2]}})"
+                                            "\n");
+  const RunData run = read_run(directory);
+  EXPECT_TRUE(run.notes.empty());
+  ASSERT_EQ(run.probes.size(), 17u);
+  EXPECT_EQ(run.probes[3].layer, 1);
+  EXPECT_EQ(run.probes[3].tokens, 200 * 8192);
+  ASSERT_EQ(run.probes[3].values.size(), 11u);
+  EXPECT_EQ(run.probes[3].values[0].count, 1024);
+  const ProbeRow& last = run.probes.back();
+  ASSERT_EQ(last.values.size(), 1u);
+  EXPECT_EQ(last.values[0].name, "decay");
+  EXPECT_TRUE(std::isnan(last.values[0].low));
+  EXPECT_EQ(last.values[0].median, 2);
+  EXPECT_TRUE(std::isnan(last.values[0].most));
+}
+
 TEST(RunReader, TornAndDamagedLinesCostNothingElse) {
   const std::string directory = write_synthetic_run(temporary_directory(), {.rows = 4}, "run");
   const std::string path = directory + "/metrics/train.jsonl";

@@ -64,7 +64,46 @@ TEST(Statistics, MedianAndInterval) {
   EXPECT_FALSE(mean_interval({1, 2}).half_width.has_value());
   const MeanInterval three = mean_interval({1, 2, 3});
   EXPECT_EQ(three.mean, 2);
-  EXPECT_NEAR(three.half_width.value(), 4.303 / std::sqrt(3.0), 1e-12);
+  EXPECT_NEAR(three.half_width.value(), 0.95 * std::sqrt(2 / 0.0975 / 3), 1e-12);
+  EXPECT_NEAR(mean_interval({1, 2, 3}, 0.99).half_width.value(), 0.99 * std::sqrt(2 / 0.0199 / 3),
+              1e-12);
+}
+
+TEST(Statistics, StudentTQuantilesEqualTheTables) {
+  const struct {
+    double p, df, t;
+  } rows[] = {{0.975, 1, 12.7062},   {0.975, 2, 4.30265},  {0.975, 3, 3.18245},
+              {0.975, 4, 2.77645},   {0.975, 5, 2.57058},  {0.975, 9, 2.26216},
+              {0.975, 10, 2.22814},  {0.975, 20, 2.08596}, {0.975, 30, 2.04227},
+              {0.975, 120, 1.97993}, {0.995, 2, 9.92484},  {0.995, 9, 3.24984},
+              {0.95, 4, 2.13185},    {0.9, 1, 3.07768},    {0.9995, 3, 12.9240},
+              {0.9995, 10, 4.58689}, {0.975, 1e7, 1.95996}};
+  for (const auto& [p, df, t] : rows) {
+    EXPECT_NEAR(student_t_quantile(p, df) / t, 1, 5e-6) << p << " " << df;
+    EXPECT_NEAR(student_t_quantile(1 - p, df) / -t, 1, 5e-6) << p << " " << df;
+  }
+}
+
+// df 1 is Cauchy's distribution, df 2 has a closed form too.
+TEST(Statistics, StudentTHasItsClosedForms) {
+  for (const double t : {-1e6, -30.0, -2.0, -0.1, 0.0, 1e-9, 0.5, 1.0, 7.0, 1e4}) {
+    EXPECT_NEAR(student_t_cdf(t, 1), 0.5 + std::atan(t) / M_PI, 1e-14) << t;
+    EXPECT_NEAR(student_t_cdf(t, 2), 0.5 + t / (2 * std::sqrt(2 + t * t)), 1e-14) << t;
+  }
+  for (const double p : {1e-6, 0.01, 0.3, 0.5, 0.7, 0.99, 1 - 1e-6})
+    for (const double df : {1.0, 2.0, 3.0, 9.0, 50.0})
+      EXPECT_NEAR(student_t_cdf(student_t_quantile(p, df), df), p, 1e-14) << p << " " << df;
+}
+
+TEST(Statistics, MeanCurveGoesAsFarAsAllDo) {
+  const std::vector<Point> a = {{10, 1}, {20, 2}, {30, 3}}, b = {{10, 3}, {21, 4}},
+                           c = {{10, 1}, {28, 2}, {30, 3}};
+  const auto mean = mean_curve({a, b});
+  ASSERT_EQ(mean.size(), 2u);
+  EXPECT_EQ(mean[1].x, 20);
+  EXPECT_EQ(mean[1].y, 3);
+  EXPECT_EQ(mean_curve({a, c}).size(), 1u);  // 28 is another place than 20
+  EXPECT_TRUE(mean_curve({}).empty());
 }
 
 }  // namespace

@@ -23,6 +23,7 @@ struct SyntheticRun {
   std::vector<int64_t> lengths = {128, 512, 2048, 8192};
   int64_t spike_row = -1;  // a single logged loss of 30
   std::string state = "finished";
+  int64_t probes = 0;  // probed steps, of 2 layers with 2 heads
 };
 
 // A plain linear congruential generator: the same numbers everywhere.
@@ -105,6 +106,28 @@ inline std::string eval_row(const SyntheticRun& run, double progress, int64_t le
   return row.str();
 }
 
+inline std::string probe_rows(const SyntheticRun& run) {
+  std::ostringstream rows;
+  rows.precision(6);
+  for (int64_t i = 1; i <= run.probes; ++i)
+    for (int layer = 0; layer < 2; ++layer) {
+      const double progress = static_cast<double>(i) / static_cast<double>(run.probes);
+      const int64_t step = i * run.rows * run.steps_per_row / run.probes;
+      rows << R"({"t":"probe","step":)" << step << R"(,"tokens":)" << step * 8192 << R"(,"layer":)"
+           << layer << R"(,"quantiles":[0.05,0.25,0.5,0.75,0.95,1])";
+      for (const char* name :
+           {"write_gain", "decay", "half_life", "key_norm", "value_norm", "key_cosine",
+            "residual_before", "residual_after", "state_norm", "state_rank", "inverse_max"}) {
+        const double middle = 0.4 + 0.2 * progress + 0.1 * layer;
+        rows << R"(,")" << name << R"(":{"n":1024,"all":[)" << 0.2 * middle << "," << 0.6 * middle
+             << "," << middle << "," << 1.2 * middle << "," << 1.6 * middle << "," << 1.9 * middle
+             << R"(],"heads":[]})";
+      }
+      rows << "}\n";
+    }
+  return rows.str();
+}
+
 inline std::string interval_fields(const SyntheticRun& run, int64_t length) {
   const double middle =
       loss_at(run, 1) + 0.03 -
@@ -158,6 +181,7 @@ inline std::string write_synthetic_run(const std::string& parent, const Syntheti
   write_file_atomic(directory + "/status.json", R"({"state":")" + run.state + R"(","step":800})");
   write_file_atomic(directory + "/metrics/train.jsonl", train_rows(run));
   write_file_atomic(directory + "/metrics/eval.jsonl", eval_rows(run));
+  if (run.probes > 0) write_file_atomic(directory + "/metrics/probes.jsonl", probe_rows(run));
   return directory;
 }
 

@@ -26,7 +26,8 @@ inline std::vector<std::string> metrics_rows(const std::string& run, const std::
 
 inline std::vector<std::string> metrics_rows(const std::string& run) {
   std::vector<std::string> rows = metrics_rows(run, "train.jsonl");
-  for (const std::string& row : metrics_rows(run, "eval.jsonl")) rows.push_back(row);
+  for (const char* file : {"eval.jsonl", "probes.jsonl"})
+    for (const std::string& row : metrics_rows(run, file)) rows.push_back(row);
   return rows;
 }
 

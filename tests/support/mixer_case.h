@@ -54,6 +54,23 @@ struct MixerDraw {
   bool carried = false;  // state, convolution tail and position from before
 };
 
+// The range of keys, at most `widest`, in which the write gain of a rule without a bound stays
+// under 2.
+inline double key_range(int rule, int64_t K, double widest) {
+  if (rule_info(rule).stable()) return widest;
+  const auto gain = [&](double range) {
+    const StepInput<double> x{.eta = 1,
+                              .n = static_cast<double>(K) * range * range,
+                              .eps = 1e-6,
+                              .t = 1,
+                              .scalar = std::log(2)};
+    return visit_rule(rule, [&](auto r) { return decltype(r)::step(x).beta_hat; });
+  };
+  double range = widest;
+  for (int i = 0; i < 40 && gain(range) > 2; ++i) range /= 1.25;
+  return range;
+}
+
 inline MixerCase draw_mixer(const DeltaShape& s, const MixerDraw& draw) {
   MixerCase c{s, {.rule = draw.rule, .factor = draw.factor, .decay = draw.decay}, {}};
   const RuleInfo& rule = rule_info(draw.rule);
@@ -61,8 +78,7 @@ inline MixerCase draw_mixer(const DeltaShape& s, const MixerDraw& draw) {
   const auto add = [&](const std::string& name, int64_t count, double low, double high) {
     c.inputs[name] = uniform("mixer/" + name, count, low, high);
   };
-  const bool small_keys = rule.name == "no_norm" || rule.name == "seq_only";
-  const double keys = small_keys ? 0.8 / std::sqrt(static_cast<double>(s.K)) : draw.key_scale;
+  const double keys = key_range(draw.rule, s.K, draw.key_scale);
   for (const char* name : {"q", "k"}) add(name, M * HK, -keys, keys);
   for (const char* name : {"v", "gate", "dy"}) add(name, M * HV, -1.5, 1.5);
   add("a", M * s.H, draw.strong ? -14 : -2, draw.strong ? 3 : 2);

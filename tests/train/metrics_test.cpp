@@ -37,6 +37,19 @@ class Metrics : public ::testing::Test {
     }
     return text;
   }
+  static ProbeRow probe_row(int64_t step) {
+    ProbeRow row{.step = step, .tokens = 10 * step, .probe = {}};
+    row.probe.layer = 1;
+    for (size_t p = 0; p < kProbes; ++p) {
+      ProbeSummary& summary = row.probe.values[p];
+      summary.count = 2 * step;
+      summary.all.fill(static_cast<double>(step) / 3);
+      summary.all[5] = static_cast<double>(p);
+      summary.heads = {summary.all, summary.all};
+      summary.heads[1][0] = HUGE_VAL;
+    }
+    return row;
+  }
   void train(int64_t from, int64_t to) {
     MetricsWriter writer(scratch_.path(), from, true);
     writer.write(EventRow{from, from ? "resume" : "start", ""});
@@ -44,6 +57,7 @@ class Metrics : public ::testing::Test {
       const double x = static_cast<double>(step);
       writer.write(TrainRow{.step = step, .tokens = 10 * step, .loss = 1 / x, .lr = x / 3});
       if (step % 5 == 0) writer.write(EvalRow{.step = step, .length = 64, .loss = 2 / x});
+      if (step % 4 == 0) writer.write(probe_row(step));
     }
     writer.sync();
   }
@@ -74,6 +88,28 @@ TEST_F(Metrics, ARowHoldsEveryFieldAndEveryBit) {
   EXPECT_EQ(row.at("skipped"), 8);
   EXPECT_GT(row.at("time").get<double>(), 1.7e9);
   EXPECT_FALSE(file_exists(scratch_ / "metrics/train.csv"));
+}
+
+TEST_F(Metrics, ProbeRowsHoldEveryQuantityOfEveryHead) {
+  MetricsWriter writer(scratch_.path(), 0, false);
+  EXPECT_FALSE(file_exists(scratch_ / "metrics/probes.jsonl")) << "no probes, no file";
+  writer.write(probe_row(1));
+  const Json row = rows("probes.jsonl").at(0);
+  EXPECT_EQ(row.at("t"), "probe");
+  EXPECT_EQ(row.at("step"), 1);
+  EXPECT_EQ(row.at("tokens"), 10);
+  EXPECT_EQ(row.at("layer"), 1);
+  EXPECT_EQ(row.at("quantiles"), Json({0.05, 0.25, 0.5, 0.75, 0.95, 1}));
+  for (const char* name :
+       {"write_gain", "decay", "half_life", "key_norm", "value_norm", "key_cosine",
+        "residual_before", "residual_after", "state_norm", "state_rank", "inverse_max"}) {
+    const Json& quantity = row.at(name);
+    EXPECT_EQ(quantity.at("n"), 2) << name;
+    ASSERT_EQ(quantity.at("all").size(), kQuantiles.size()) << name;
+    EXPECT_EQ(quantity.at("all")[0], 0.333333) << name;
+    EXPECT_EQ(quantity.at("heads").at(1).at(0), "inf") << name;
+  }
+  EXPECT_EQ(row.at("inverse_max").at("all")[5], kProbes - 1);
 }
 
 TEST_F(Metrics, EvalRowsDeriveTheirRatios) {
@@ -115,17 +151,18 @@ TEST_F(Metrics, RowsAreThereAtOnceAndTakeAnyText) {
 TEST_F(Metrics, AResumedRunsFilesEqualAnUninterruptedOnes) {
   train(0, 20);
   const std::string train_rows = comparable("train.jsonl"), eval_rows = comparable("eval.jsonl");
-  const std::string csv = content("train.csv");
+  const std::string probe_rows = comparable("probes.jsonl"), csv = content("train.csv");
   ASSERT_EQ(std::count(train_rows.begin(), train_rows.end(), '\n'), 20);
   for (int64_t checkpoint : {12, 10, 0, 19}) {
     train(checkpoint, 20);
     EXPECT_EQ(comparable("train.jsonl"), train_rows) << checkpoint;
     EXPECT_EQ(comparable("eval.jsonl"), eval_rows) << checkpoint;
+    EXPECT_EQ(comparable("probes.jsonl"), probe_rows) << checkpoint;
     EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 21);
   }
-  // 8 + 10 + 20 + 1 train rows and 2 + 2 + 4 + 1 eval rows were trained anew, and three resume
-  // events lie beyond a later checkpoint.
-  EXPECT_EQ(rows("superseded.jsonl").size(), 39u + 9u + 2u);
+  // 8 + 10 + 20 + 1 train rows, 2 + 2 + 4 + 1 eval rows and 2 + 3 + 5 + 1 probe rows were trained
+  // anew, and three resume events lie beyond a later checkpoint.
+  EXPECT_EQ(rows("superseded.jsonl").size(), 39u + 9u + 11u + 2u);
 }
 
 TEST_F(Metrics, ATornLastLineIsCut) {

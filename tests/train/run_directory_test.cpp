@@ -76,6 +76,7 @@ TEST_F(RunDirectories, TheRecordHoldsEveryStartAndEnd) {
                              .val_identity = "",
                              .run_seed = ~uint64_t{0},
                              .shuffle_seed = 2,
+                             .cost = {},
                              .device = "cpu",
                              .threads = 3};
   const RunDirectory run = RunDirectory::open(run_);

@@ -90,6 +90,7 @@ class TinyRun {
       const std::vector<float>& values = from.tensors.at(tensor.name);
       std::copy(values.begin(), values.end(), tensor.view.as<float>());
     }
+    trainer.push_tensors();
     trainer.state() = from.state;
   }
 
@@ -105,6 +106,7 @@ class TinyRun {
   }
 
   Snapshot take() {
+    trainer.pull_tensors();
     Snapshot s{trainer.state(), {}};
     for (const NamedView& tensor : tensors()) {
       const float* values = tensor.view.as<float>();

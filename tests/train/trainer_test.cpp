@@ -51,6 +51,7 @@ Config eventful_config() {
   config.eval.interval_tokens = 4 * kTinyStep - 8;  // the short windows make steps a little smaller
   config.eval.max_tokens = 128;
   config.log.interval_steps = 3;
+  config.log.probe_interval_steps = 4;
   return config;
 }
 
@@ -174,6 +175,29 @@ TEST_F(Training, TheSplitIntoMicroBatchesChangesRoundingOnly) {
   const std::vector<double> a = whole.losses(), b = split.losses();
   ASSERT_EQ(a.size(), b.size());
   for (size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], 1e-5 * a[i]) << "step " << i + 1;
+}
+
+TEST_F(Training, ProbesDoNotMoveABit) {
+  for (const char* recompute : {"none", "mixer", "block"}) {
+    Config config = tiny_config(10);
+    config.train.recompute = recompute;
+    TinyRun blind(config, train);
+    blind.run();
+    config.log.probe_interval_steps = 3;
+    TinyRun probed(config, train);
+    probed.run();
+    EXPECT_EQ(probed.losses(), blind.losses()) << recompute;
+    EXPECT_TRUE(probed.last() == blind.last()) << recompute;
+    EXPECT_TRUE(probed.trainer.memory().as_planned()) << recompute;
+
+    std::vector<std::pair<int64_t, int64_t>> places;
+    for (const std::string& text : probed.rows())
+      if (const auto row = nlohmann::json::parse(text); row.at("t") == "probe")
+        places.emplace_back(row.at("step"), row.at("layer"));
+    EXPECT_EQ(places, (std::vector<std::pair<int64_t, int64_t>>{
+                          {3, 0}, {3, 1}, {6, 0}, {6, 1}, {9, 0}, {9, 1}}));
+    EXPECT_EQ(blind.rows().size(), 10u) << "no probes, no rows but those of the steps";
+  }
 }
 
 TEST_F(Training, UsesTheMemoryItPlanned) {
