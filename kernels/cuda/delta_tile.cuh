@@ -7,6 +7,7 @@
 // row-major token tiles. Every index i, j below counts blocks of 16 tokens.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "kernels/cuda/mma.cuh"
@@ -65,6 +66,20 @@ void visit_head_dims(int64_t K, int64_t V, Visit&& visit) {
   if (K <= 96) return visit(std::integral_constant<int, 96>{});
   if (K <= 128) return visit(std::integral_constant<int, 128>{});
   visit(std::integral_constant<int, 256>{});
+}
+
+// An attribute of the current device.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  KLA_CUDA_CHECK(cudaGetDevice(&device));
+  KLA_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
+  return value;
+}
+inline int multiprocessors() {
+  return device_attribute(cudaDevAttrMultiProcessorCount);
+}
+inline bool has_shared_memory(size_t bytes) {
+  return bytes <= static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
 }
 
 struct ChunkPlace {
@@ -158,7 +173,7 @@ __device__ void copy_triangle(const Triangle<T>& to, const T* square, int thread
 // Decay factors and steps of a chunk. G, in powers of two, is kept in two floats: differences of
 // numbers near -1000 then lose nothing. Every exponent is clamped at 0; what would reach across a
 // reset is zero by selection.
-struct Gates {
+struct alignas(16) Gates {
   float G_high[kTokens], G_low[kTokens];  // since the start of the chunk or document
   float D[kTokens], E[kTokens], beta[kTokens];
   float gamma;

@@ -32,12 +32,12 @@ __device__ inline int warp_count() {
   return static_cast<int>(blockDim.x / 32);
 }
 
-// Where element e of this lane lies in its block.
-__device__ inline int row_of(int e) {
-  return lane_index() / 4 + e / 2 % 2 * 8;
+// Where element e of a lane lies in its block.
+__device__ inline int row_of(int e, int lane = lane_index()) {
+  return lane / 4 + e / 2 % 2 * 8;
 }
-__device__ inline int column_of(int e) {
-  return lane_index() % 4 * 2 + e % 2 + e / 4 * 8;
+__device__ inline int column_of(int e, int lane = lane_index()) {
+  return lane % 4 * 2 + e % 2 + e / 4 * 8;
 }
 
 template <class T>
@@ -254,7 +254,7 @@ __device__ void store_transposed(const Tile<T>& tile, int row, int column, const
 // apart. Neighbouring lanes first swap a pair each, so that a row's half sectors become whole ones.
 __device__ inline void store_global(bfloat16* to, int64_t row_stride, int rows,
                                     const Accumulator& c) {
-  const int lane = lane_index(), odd = lane % 2;
+  const int lane = thread_index() % 32, odd = lane % 2;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const uint32_t left = pack(c[2 * h], c[2 * h + 1]), right = pack(c[2 * h + 4], c[2 * h + 5]);
