@@ -62,24 +62,6 @@ __device__ __forceinline__ void gradient_chain(const BackwardMemory<T, kK>& m,
 
 // ---- Sums over V -------------------------------------------------------------------------------
 
-// What a warp adds up over V: its blocks of dO S, N S, X dS and of the squares dP and N X^T, a
-// lane's part of v . N for two tokens, and <dS, S>.
-template <class Layout>
-struct Sums {
-  static constexpr int kBlocks = Layout::kBlocks;
-  Accumulator dOS[kBlocks], M[kBlocks], XdS[kBlocks], square[Layout::kSquares];
-  float vN[2] = {}, states = 0;
-};
-template <class T, int kK>
-using SumsOf = Sums<BackwardShape<T, kK>>;
-
-// Where a warp's work lies: 16 tokens, and columns of the keys.
-struct Share {
-  int i;             // block of tokens
-  int part;          // of the columns
-  int begin, count;  // its blocks of 16 columns
-};
-
 // dV = beta N of 16 tokens and 16 columns of V to `dv`, and v . N.
 template <class T>
 __device__ __forceinline__ void value_gradient(float (&vN)[2], const OperandA<T>& N,
@@ -368,17 +350,6 @@ __device__ __forceinline__ void write_scalars(const BackwardArgs<T>& a, const Ch
   const int64_t token = first_row(a.in, p) + int64_t{t} * a.in.H;
   a.dg[token] = dg + sums.rectangle[t] + decayed(gates.gamma, states);
   a.dbeta[token] = dbeta;
-}
-
-// This warp's share of the `columns` key columns from `first`.
-template <int kBlocks>
-__device__ Share share_of(int first, int columns) {
-  const int warp = thread_index() / 32;
-  const int part = warp / kTokenBlocks, left = columns / kBlock - part * kBlocks;
-  return {warp % kTokenBlocks, part, first / kBlock + part * kBlocks,
-          left < 0         ? 0
-          : left < kBlocks ? left
-                           : kBlocks};
 }
 
 // The gradients of one chunk. On entry its gates are made; with two stages, its keys, queries and

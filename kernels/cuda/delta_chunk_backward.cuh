@@ -1,5 +1,5 @@
-// What a block of the chunk backward keeps where: its arguments, tile shapes and shared memory
-// (delta_chunk_backward.cu).
+// What a block of the chunk backward keeps where: its arguments, tile shapes, shared memory,
+// and what each warp adds up (delta_chunk_backward.cu).
 #pragma once
 
 #include "kernels/cuda/delta_tile.cuh"
@@ -172,5 +172,34 @@ struct BackwardMemory {
     cp_async_commit();
   }
 };
+
+// What a warp adds up over V: its blocks of dO S, N S, X dS and of the squares dP and N X^T, a
+// lane's part of v . N for two tokens, and <dS, S>.
+template <class Layout>
+struct Sums {
+  static constexpr int kBlocks = Layout::kBlocks;
+  Accumulator dOS[kBlocks], M[kBlocks], XdS[kBlocks], square[Layout::kSquares];
+  float vN[2] = {}, states = 0;
+};
+template <class T, int kK>
+using SumsOf = Sums<BackwardShape<T, kK>>;
+
+// Where a warp's work lies: 16 tokens, and columns of the keys.
+struct Share {
+  int i;             // block of tokens
+  int part;          // of the columns
+  int begin, count;  // its blocks of 16 columns
+};
+
+// This warp's share of the `columns` key columns from `first`.
+template <int kBlocks>
+__device__ Share share_of(int first, int columns) {
+  const int warp = thread_index() / 32;
+  const int part = warp / kTokenBlocks, left = columns / kBlock - part * kBlocks;
+  return {warp % kTokenBlocks, part, first / kBlock + part * kBlocks,
+          left < 0         ? 0
+          : left < kBlocks ? left
+                           : kBlocks};
+}
 
 }  // namespace kla::KLA_BACKEND

@@ -154,21 +154,23 @@ __device__ inline OperandA<float> operand(const Accumulator& c, float) {
 }
 
 __device__ inline OperandA<float> load_a(const Tile<float>& tile, int row, int k) {
+  const int lane = thread_index() % 32;
   OperandA<float> a;
 #pragma unroll
-  for (int e = 0; e < 8; ++e) a.x[e] = *tile.at(row + row_of(e), k + column_of(e));
+  for (int e = 0; e < 8; ++e) a.x[e] = *tile.at(row + row_of(e, lane), k + column_of(e, lane));
   return a;
 }
 __device__ inline OperandA<float> load_a_transposed(const Tile<float>& tile, int row, int k) {
+  const int lane = thread_index() % 32;
   OperandA<float> a;
 #pragma unroll
-  for (int e = 0; e < 8; ++e) a.x[e] = *tile.at(k + column_of(e), row + row_of(e));
+  for (int e = 0; e < 8; ++e) a.x[e] = *tile.at(k + column_of(e, lane), row + row_of(e, lane));
   return a;
 }
 
 // Element 4n + 2h + p of a right operand: k = 8h + 2t + p, column 8n + g.
 __device__ inline OperandB<float> load_b(const Tile<float>& tile, int k, int column) {
-  const int g = lane_index() / 4, t = lane_index() % 4;
+  const int lane = thread_index() % 32, g = lane / 4, t = lane % 4;
   OperandB<float> b;
 #pragma unroll
   for (int e = 0; e < 8; ++e)
@@ -176,7 +178,7 @@ __device__ inline OperandB<float> load_b(const Tile<float>& tile, int k, int col
   return b;
 }
 __device__ inline OperandB<float> load_b_transposed(const Tile<float>& tile, int column, int k) {
-  const int g = lane_index() / 4, t = lane_index() % 4;
+  const int lane = thread_index() % 32, g = lane / 4, t = lane % 4;
   OperandB<float> b;
 #pragma unroll
   for (int e = 0; e < 8; ++e)
