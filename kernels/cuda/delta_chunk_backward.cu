@@ -1,4 +1,4 @@
-// Every gradient of the delta rule but the state's, one block a chunk and head (KERNEL_MATH 6 and
+// Every gradient of the delta rule but the state's, chunk by chunk and head by head (KERNEL_MATH 6 and
 // 7.1). V is walked in tiles. In each, warps run the two transposed chains for 16 columns of V,
 //
 //   R = K S, Y = V - D R, X = Tg (beta o Y)       and       dX = P^T dO + E (K dS), N = Tg^T dX,
@@ -10,7 +10,7 @@
 // Row factors commute with these sums, so they wait until the end. So do the scalars: with M = N S,
 // R_i.N_i = k_i.M_i gives both c^r_i = R_i.dR_i and Y_i.N_i = v_i.N_i - D_i k_i.M_i without R or Y.
 //
-// Eight warps: warp w owns 16 tokens, w % 4, of one half, w / 4, of the key columns. Beyond 128 key
+// Warp w owns 16 tokens, w % 4, of one part, w / 4, of the key columns. Beyond 128 key
 // columns the whole is done once for each 128 of them, all sums over keys being carried along.
 #include "kernels/cuda/delta_chunk_backward.cuh"
 
