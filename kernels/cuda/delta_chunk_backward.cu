@@ -1,5 +1,5 @@
-// Every gradient of the delta rule but the state's, chunk by chunk and head by head (KERNEL_MATH 6 and
-// 7.1). V is walked in tiles. In each, warps run the two transposed chains for 16 columns of V,
+// Every gradient of the delta rule but the state's, chunk by chunk and head by head (KERNEL_MATH 6
+// and 7.1). V is walked in tiles. In each, warps run the two transposed chains for 16 columns of V,
 //
 //   R = K S, Y = V - D R, X = Tg (beta o Y)       and       dX = P^T dO + E (K dS), N = Tg^T dX,
 //
