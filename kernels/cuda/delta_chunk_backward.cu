@@ -1,5 +1,5 @@
-// Every gradient of the delta rule but the state's, one block a chunk and head (KERNEL_MATH 6 and
-// 7.1). V is walked in tiles. In each, warps run the two transposed chains for 16 columns of V,
+// Every gradient of the delta rule but the state's, chunk by chunk and head by head (KERNEL_MATH 6
+// and 7.1). V is walked in tiles. In each, warps run the two transposed chains for 16 columns of V,
 //
 //   R = K S, Y = V - D R, X = Tg (beta o Y)       and       dX = P^T dO + E (K dS), N = Tg^T dX,
 //
@@ -10,141 +10,12 @@
 // Row factors commute with these sums, so they wait until the end. So do the scalars: with M = N S,
 // R_i.N_i = k_i.M_i gives both c^r_i = R_i.dR_i and Y_i.N_i = v_i.N_i - D_i k_i.M_i without R or Y.
 //
-// Eight warps: warp w owns 16 tokens, w % 4, of one half, w / 4, of the key columns. Beyond 128 key
+// Warp w owns 16 tokens, w % 4, of one part, w / 4, of the key columns. Beyond 128 key
 // columns the whole is done once for each 128 of them, all sums over keys being carried along.
-#include "kernels/cuda/delta_tile.cuh"
+#include "kernels/cuda/delta_chunk_backward.cuh"
 
 namespace kla::KLA_BACKEND {
 namespace {
-
-constexpr int kWarps = 8;
-constexpr int kHalves = 2;
-constexpr int kSquares = (2 * kLowerBlocks + kWarps - 1) / kWarps;  // 16x16 blocks of dP, dA a warp
-constexpr int kZStride = kTokens + 1;
-
-template <class T>
-struct BackwardArgs {
-  DeltaPointers<T> in;
-  T *dq, *dk, *dv;
-  float *dbeta, *dg;
-  const T *dout, *S_enter, *dS_leave;
-};
-
-template <class T, int kK>
-struct BackwardShape {
-  static constexpr bool kWide = kK > (sizeof(T) == 2 ? 128 : 96);
-  static constexpr int kVTile = (sizeof(T) == 2 ? 64 : 32) / (kWide ? 2 : 1);
-  static constexpr int kStages = sizeof(T) == 2 && kK <= 96 ? 2 : 1;
-  static constexpr bool kKeepQ = sizeof(T) == 2 || kK <= 128;  // else read again at the end
-  static constexpr int kColumns = kK < 128 ? kK : 128;         // of the keys, at a time
-  static constexpr int kBlocks = (kColumns / kBlock + kHalves - 1) / kHalves;  // a warp
-  static constexpr int kKeyStride = padded<T>(kK), kVStride = padded<T>(kVTile);
-  static constexpr int kTokenStride = padded<T>(kTokens);
-
-  // One stage: S and dS [kVTile][K], v and dO [64][kVTile].
-  static constexpr int kStateElements = kVTile * kKeyStride, kValueElements = kTokens * kVStride;
-  static constexpr int kStageElements = 2 * (kStateElements + kValueElements);
-  static constexpr int kChainElements = kVTile * kTokenStride;  // X^T or N^T
-  static constexpr int kQElements = kTokens * kKeyStride;
-  static constexpr int kZElements = kTokens * kZStride * 4 / static_cast<int>(sizeof(T));
-  static constexpr int larger(int a, int b) { return a > b ? a : b; }
-  // Used three times: by q where it is not kept, by the walk over V, and by Z.
-  static constexpr int kWorkElements = larger(
-      larger(kStages * kStageElements + 2 * kChainElements, kZElements), kKeepQ ? 0 : kQElements);
-};
-
-// Sums over keys or values for each token, by who made them.
-struct RowSums {
-  float qdq[kHalves][kTokens];       // q . (dO S)
-  float kM[kHalves][kTokens];        // k . (N S)
-  float kdk[kHalves][kTokens];       // k . (X dS)
-  float kdA[kTokenBlocks][kTokens];  // k . (dA K), by the block of its columns
-  float vN[kWarps / 2][kTokens];
-  float rectangle[kTokens];  // sum of Z_ij over i >= t, j < t
-  float states[kWarps];      // <dS, S>
-};
-
-template <class T, int kK>
-struct BackwardMemory {
-  using Layout = BackwardShape<T, kK>;
-  Tile<T> k, q;
-  Triangle<T> inverse, P;  // later dA and B
-  Gates* gates;
-  RowSums* sums;
-  T* work;
-
-  __device__ explicit BackwardMemory(SharedMemory& shared) {
-    k = {shared.array<T>(Layout::kQElements), Layout::kKeyStride};
-    inverse.data = shared.array<T>(Triangle<T>::kElements);
-    P.data = shared.array<T>(Triangle<T>::kElements);
-    gates = shared.array<Gates>(1);
-    sums = shared.array<RowSums>(1);
-    work = shared.array<T>(Layout::kWorkElements);
-    q = {work, Layout::kKeyStride};
-    if constexpr (Layout::kKeepQ) q.data = shared.array<T>(Layout::kQElements);
-  }
-  static size_t bytes() {
-    SharedSize size;
-    size.array<T>(Layout::kQElements);
-    size.array<T>(Triangle<T>::kElements);
-    size.array<T>(Triangle<T>::kElements);
-    size.array<Gates>(1);
-    size.array<RowSums>(1);
-    size.array<T>(Layout::kWorkElements);
-    if constexpr (Layout::kKeepQ) size.array<T>(Layout::kQElements);
-    return size.bytes();
-  }
-
-  struct VTile {
-    Tile<T> S, dS, v, dout;
-  };
-  __device__ VTile tile(int n) const {
-    T* stage = work + n % Layout::kStages * Layout::kStageElements;
-    T* values = stage + 2 * Layout::kStateElements;
-    return {{stage, Layout::kKeyStride},
-            {stage + Layout::kStateElements, Layout::kKeyStride},
-            {values, Layout::kVStride},
-            {values + Layout::kValueElements, Layout::kVStride}};
-  }
-  // X^T and N^T: [kVTile][64].
-  __device__ Tile<T> X() const {
-    return {work + Layout::kStages * Layout::kStageElements, Layout::kTokenStride};
-  }
-  __device__ Tile<T> N() const { return {X().data + Layout::kChainElements, Layout::kTokenStride}; }
-  __device__ float* Z() const { return reinterpret_cast<float*>(work); }
-
-  __device__ void copy_queries(const DeltaPointers<T>& in, const ChunkPlace& p) const {
-    copy_tile<kK>(q, in.q + first_row(in, p) * in.K, in.H * in.K, p.tokens, in.K, kTokens,
-                  static_cast<int>(threadIdx.x), 32 * kWarps);
-  }
-  __device__ void copy_head(const DeltaPointers<T>& in, const ChunkPlace& p) const {
-    copy_tile<kK>(k, in.k + first_row(in, p) * in.K, in.H * in.K, p.tokens, in.K, kTokens,
-                  static_cast<int>(threadIdx.x), 32 * kWarps);
-    copy_queries(in, p);
-    copy_triangle(inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens,
-                  static_cast<int>(threadIdx.x), 32 * kWarps);
-  }
-  __device__ void copy_tile_of_values(const BackwardArgs<T>& a, const ChunkPlace& p, int n) const {
-    const VTile to = tile(n);
-    const int thread = static_cast<int>(threadIdx.x), K = a.in.K;
-    const int V = a.in.V, column = n * Layout::kVTile;
-    const int columns = V - column < Layout::kVTile ? V - column : Layout::kVTile;
-    const int64_t state = (chunk_index(a.in, p) * V + column) * K;
-    const int64_t row = first_row(a.in, p) * V + column;
-    const auto states = [&](const Tile<T>& tile, const T* from) {
-      copy_tile<kK>(tile, from + state, a.in.K, columns, K, Layout::kVTile, thread, 32 * kWarps);
-    };
-    const auto values = [&](const Tile<T>& tile, const T* from) {
-      copy_tile<Layout::kVTile>(tile, from + row, a.in.H * V, p.tokens, columns, kTokens, thread,
-                                32 * kWarps);
-    };
-    states(to.S, a.S_enter);
-    states(to.dS, a.dS_leave);
-    values(to.v, a.in.v);
-    values(to.dout, a.dout);
-    cp_async_commit();
-  }
-};
 
 // ---- The two chains ----------------------------------------------------------------------------
 
@@ -174,25 +45,10 @@ __device__ __forceinline__ void write_chain(const BackwardMemory<T, kK>& m,
   for (int i = 0; i < kTokenBlocks; ++i) store(m.X(), column, i * kBlock, writes(Yb, i, m.inverse));
 }
 
-// v_i . N_i over 16 columns of V: the sum over the lanes and elements that hold a token's column.
-template <class T>
-__device__ __forceinline__ void add_value_dots(float* sums, const OperandA<T>& v,
-                                               const OperandA<T>& N) {
-#pragma unroll
-  for (int e = 0; e < 8; ++e) {
-    if (e / 2 % 2) continue;  // element e + 2 has the same column
-    float sum = value(v, e) * value(N, e) + value(v, e + 2) * value(N, e + 2);
-#pragma unroll
-    for (int lanes = 4; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(kAllLanes, sum, lanes);
-    if (lane_index() / 4 == 0) sums[column_of(e)] += sum;
-  }
-}
-
-// Leaves dV^T = beta N^T of the 16 columns in `dv`.
 template <class T, int kK>
 __device__ __forceinline__ void gradient_chain(const BackwardMemory<T, kK>& m,
                                                const typename BackwardMemory<T, kK>::VTile& tile,
-                                               int column, OperandA<T> (&dv)[kTokenBlocks]) {
+                                               int column) {
   Accumulator KdS[kTokenBlocks];
   read_tile<kK>(tile.dS, column, m.k, KdS);
   OperandA<T> dX[kTokenBlocks];
@@ -200,45 +56,44 @@ __device__ __forceinline__ void gradient_chain(const BackwardMemory<T, kK>& m,
   for (int j = 0; j < kTokenBlocks; ++j)
     dX[j] = write_gradients(KdS[j], tile.dout, column, j, m.P, *m.gates);
 #pragma unroll
-  for (int j = 0; j < kTokenBlocks; ++j) {
-    Accumulator N = error_gradients(dX, j, m.inverse);
-    store(m.N(), column, j * kBlock, N);
-    add_value_dots(m.sums->vN[column / kBlock] + j * kBlock,
-                   load_a_transposed(tile.v, column, j * kBlock), operand<T>(N));
-#pragma unroll
-    for (int e = 0; e < 8; ++e) N[e] *= m.gates->beta[j * kBlock + column_of(e)];
-    dv[j] = operand<T>(N);
-  }
+  for (int j = 0; j < kTokenBlocks; ++j)
+    store(m.N(), column, j * kBlock, error_gradients(dX, j, m.inverse));
 }
 
 // ---- Sums over V -------------------------------------------------------------------------------
 
-// What a warp adds up over V: its blocks of dO S, N S, X dS and of the squares dP and N X^T.
-template <int kBlocks>
-struct Sums {
-  Accumulator dOS[kBlocks], M[kBlocks], XdS[kBlocks], square[kSquares];
-  float states = 0;
-};
+// dV = beta N of 16 tokens and 16 columns of V to `dv`, and v . N.
+template <class T>
+__device__ __forceinline__ void value_gradient(float (&vN)[2], const OperandA<T>& N,
+                                               const OperandA<T>& v, const float* beta, T* dv,
+                                               int stride, int rows) {
+  Accumulator scaled;
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    vN[e / 2 % 2] += value(v, e) * value(N, e);
+    scaled[e] = beta[row_of(e)] * value(N, e);
+  }
+  store_global(dv, stride, rows, scaled);
+}
 
-// Where a warp's work lies: 16 tokens, and columns of the keys.
-struct Share {
-  int i;             // block of tokens
-  int half;          // of the columns
-  int begin, count;  // its blocks of 16 columns
-};
-
+// `dv` is the tile's place in the gradient: its first token and column of V.
 template <class T, int kK>
-__device__ __forceinline__ void add_products(Sums<BackwardShape<T, kK>::kBlocks>& sums,
-                                             const BackwardMemory<T, kK>& m,
+__device__ __forceinline__ void add_products(SumsOf<T, kK>& sums, const BackwardMemory<T, kK>& m,
                                              const typename BackwardMemory<T, kK>::VTile& tile,
-                                             const Share& share, int columns) {
+                                             const Share& share, int columns, T* dv, int stride,
+                                             int tokens) {
+  using Layout = BackwardShape<T, kK>;
+  const int first = share.i * kBlock;
 #pragma unroll 1
   for (int v = 0; v < columns; v += kBlock) {
-    const OperandA<T> d = load_a(tile.dout, share.i * kBlock, v);
-    const OperandA<T> N = load_a_transposed(m.N(), share.i * kBlock, v);
-    const OperandA<T> X = load_a_transposed(m.X(), share.i * kBlock, v);
+    const OperandA<T> d = load_a(tile.dout, first, v);
+    const OperandA<T> N = load_a_transposed(m.N(), first, v);
+    const OperandA<T> X = load_a_transposed(m.X(), first, v);
+    if (v / kBlock % Layout::kParts == share.part)
+      value_gradient(sums.vN, N, load_a(tile.v, first, v), m.gates->beta + first,
+                     dv + int64_t{first} * stride + v, stride, tokens - first);
 #pragma unroll
-    for (int c = 0; c < BackwardShape<T, kK>::kBlocks; ++c) {
+    for (int c = 0; c < Layout::kBlocks; ++c) {
       if (c >= share.count) break;
       const OperandB<T> S = load_b(tile.S, v, (share.begin + c) * kBlock);
       const OperandB<T> dS = load_b(tile.dS, v, (share.begin + c) * kBlock);
@@ -248,8 +103,8 @@ __device__ __forceinline__ void add_products(Sums<BackwardShape<T, kK>::kBlocks>
       if (v / kBlock % kTokenBlocks == share.i) sums.states += dot(S, dS);  // once by four warps
     }
 #pragma unroll
-    for (int s = 0; s < kSquares; ++s) {
-      const int index = warp_index() + s * kWarps;
+    for (int s = 0; s < Layout::kSquares; ++s) {
+      const int index = warp_index() + s * Layout::kWarps;
       if (index >= 2 * kLowerBlocks) break;
       const BlockIndex block(index % kLowerBlocks);
       const OperandA<T> left = index < kLowerBlocks ? load_a(tile.dout, block.i * kBlock, v)
@@ -260,9 +115,9 @@ __device__ __forceinline__ void add_products(Sums<BackwardShape<T, kK>::kBlocks>
 }
 
 template <class T, int kK>
-__device__ __forceinline__ void walk_values(Sums<BackwardShape<T, kK>::kBlocks>& sums,
-                                            const BackwardArgs<T>& a, const ChunkPlace& p,
-                                            const BackwardMemory<T, kK>& m, const Share& share) {
+__device__ __forceinline__ void walk_values(SumsOf<T, kK>& sums, const BackwardArgs<T>& a,
+                                            const ChunkPlace& p, const BackwardMemory<T, kK>& m,
+                                            const Share& share) {
   using Layout = BackwardShape<T, kK>;
   constexpr int kChains = Layout::kVTile / kBlock;
   const int tiles = (a.in.V + Layout::kVTile - 1) / Layout::kVTile;
@@ -277,23 +132,11 @@ __device__ __forceinline__ void walk_values(Sums<BackwardShape<T, kK>::kBlocks>&
     cp_async_wait<0>();
     __syncthreads();  // the tile is there; X^T and N^T of the last one have been read
     if (Layout::kStages == 2 && n + 1 < tiles) m.copy_tile_of_values(a, p, n + 1);
-    OperandA<T> dv[kTokenBlocks];
-    if (in_chain && gradient) gradient_chain(m, tile, column, dv);
+    if (in_chain && gradient) gradient_chain(m, tile, column);
     if (in_chain && !gradient) write_chain(m, tile, column);
-    __syncthreads();  // X^T and N^T are there; the values have been read
-    if (in_chain && gradient) {
-#pragma unroll
-      for (int j = 0; j < kTokenBlocks; ++j) {
-        Accumulator block;
-#pragma unroll
-        for (int e = 0; e < 8; ++e) block[e] = value(dv[j], e);
-        store_transposed(tile.v, j * kBlock, column, block);
-      }
-      __syncwarp();
-      write_columns(a.dv + first_row(a.in, p) * a.in.V + first + column, a.in.H * a.in.V, p.tokens,
-                    Tile<T>{tile.v.at(0, column), tile.v.stride});
-    }
-    add_products(sums, m, tile, share, columns);
+    __syncthreads();  // X^T and N^T are there
+    add_products(sums, m, tile, share, columns, a.dv + first_row(a.in, p) * a.in.V + first,
+                 a.in.H * a.in.V, p.tokens);
     if (Layout::kStages == 1 && n + 1 < tiles) {
       __syncthreads();
       m.copy_tile_of_values(a, p, n + 1);
@@ -320,15 +163,17 @@ __device__ inline void set_row_sums(float* sums, int block, float upper, float l
 }
 
 // dP -> B = s Gam o dP over P, and N X^T -> dA = -Gam o N X^T over Tg; Z = dP o P + dA o A.
-template <int kBlocks, class T, int kK>
-__device__ __forceinline__ void make_squares(const Sums<kBlocks>& sums,
+template <class T, int kK>
+__device__ __forceinline__ void make_squares(const SumsOf<T, kK>& sums,
                                              const BackwardMemory<T, kK>& m, float scale) {
+  using Layout = BackwardShape<T, kK>;
   float* Z = m.Z();
+  const int thread = thread_index(), lane = thread % 32, warp = thread / 32;
 #pragma unroll
   for (int pass = 0; pass < 2; ++pass) {
 #pragma unroll
-    for (int s = 0; s < kSquares; ++s) {
-      const int index = warp_index() + s * kWarps;
+    for (int s = 0; s < Layout::kSquares; ++s) {
+      const int index = warp + s * Layout::kWarps;
       if (index / kLowerBlocks != pass) continue;
       const BlockIndex block(index % kLowerBlocks);
       const Tile<T> tile = (pass == 0 ? m.P : m.inverse).block(index % kLowerBlocks);
@@ -337,9 +182,9 @@ __device__ __forceinline__ void make_squares(const Sums<kBlocks>& sums,
       float upper = 0, lower = 0;  // rows of dA o K K^T
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
-        const int i = block.i * kBlock + row_of(e), j = block.j * kBlock + column_of(e);
+        const int i = block.i * kBlock + row_of(e, lane), j = block.j * kBlock + column_of(e, lane);
         const float Gam = m.gates->between(i, j), x = sums.square[s][e];
-        T& cell = *tile.at(row_of(e), column_of(e));
+        T& cell = *tile.at(row_of(e, lane), column_of(e, lane));
         if (pass == 0) {
           Z[i * kZStride + j] = j < i ? x * static_cast<float>(cell) : 0;
           cell = static_cast<T>(decayed(scale * Gam, x));
@@ -359,24 +204,23 @@ __device__ __forceinline__ void make_squares(const Sums<kBlocks>& sums,
 // rectangle[t] = sum of Z_ij over i >= t, j < t: prefix sums along the rows, then sums down the
 // columns; four lanes a row or column, 16 elements each.
 __device__ inline void sum_rectangles(float* Z, float* rectangle) {
-  const int line = static_cast<int>(threadIdx.x) / 4, part = lane_index() % 4;
+  const int line = thread_index() / 4, part = lane_index() % 4;
+  const int end = line < kTokens ? min((part + 1) * kBlock, line) : 0;
   float sum = 0;
-  for (int j = part * kBlock; j < (part + 1) * kBlock && j < line; ++j)
-    Z[line * kZStride + j] = sum += Z[line * kZStride + j];
+  for (int j = part * kBlock; j < end; ++j) Z[line * kZStride + j] = sum += Z[line * kZStride + j];
   float before = 0;
 #pragma unroll
   for (int other = 0; other < 3; ++other) {
     const float theirs = __shfl_sync(kAllLanes, sum, lane_index() / 4 * 4 + other);
     if (other < part) before += theirs;
   }
-  for (int j = part * kBlock; j < (part + 1) * kBlock && j < line; ++j)
-    Z[line * kZStride + j] += before;
+  for (int j = part * kBlock; j < end; ++j) Z[line * kZStride + j] += before;
   __syncthreads();
   sum = 0;
-  for (int i = part * kBlock; i < (part + 1) * kBlock; ++i)
-    if (line > 0 && i >= line) sum += Z[i * kZStride + line - 1];
+  for (int i = max(part * kBlock, line); i < (part + 1) * kBlock; ++i)
+    if (line > 0) sum += Z[i * kZStride + line - 1];
   sum = sum_of_quad(sum);
-  if (part == 0) rectangle[line] = sum;
+  if (part == 0 && line < kTokens) rectangle[line] = sum;
 }
 
 // sums[row] += the dots of rows of blocks with the same rows of a token tile.
@@ -430,11 +274,11 @@ __device__ __forceinline__ void write_rows(T* to, const DeltaPointers<T>& in, co
 }
 
 // Equation (7): dQ = s D (dO S) + B K.
-template <int kBlocks, class T, int kK>
-__device__ __forceinline__ void query_gradient(Sums<kBlocks>& sums, const BackwardMemory<T, kK>& m,
+template <class T, int kK>
+__device__ __forceinline__ void query_gradient(SumsOf<T, kK>& sums, const BackwardMemory<T, kK>& m,
                                                const BackwardArgs<T>& a, const ChunkPlace& p,
                                                const Share& share) {
-  add_row_dots(m.sums->qdq[share.half], sums.dOS, m.q, share);
+  add_row_dots(m.sums->qdq[share.part], sums.dOS, m.q, share);
   scale_rows(sums.dOS, share, [&](int t) { return a.in.scale * m.gates->D[t]; });
 #pragma unroll 1
   for (int j = 0; j <= share.i; ++j)
@@ -443,15 +287,27 @@ __device__ __forceinline__ void query_gradient(Sums<kBlocks>& sums, const Backwa
 }
 
 // Equation (8): dK = E (X dS) + dR S + B^T Q + beta o (dA K) + dA^T (beta o K), dR = -D beta N.
-template <int kBlocks, class T, int kK>
-__device__ __forceinline__ void key_gradient(Sums<kBlocks>& sums, const BackwardMemory<T, kK>& m,
+// What comes through the states is added up first, in X dS.
+template <class T, int kK>
+__device__ __forceinline__ void add_state_terms(SumsOf<T, kK>& sums, const BackwardMemory<T, kK>& m,
+                                                const Share& share) {
+  const Gates& gates = *m.gates;
+  add_row_dots(m.sums->kdk[share.part], sums.XdS, m.k, share);
+  add_row_dots(m.sums->kM[share.part], sums.M, m.k, share);
+  scale_rows(sums.XdS, share, [&](int t) { return gates.E[t]; });
+  scale_rows(sums.M, share, [&](int t) { return -gates.D[t] * gates.beta[t]; });
+#pragma unroll
+  for (int n = 0; n < SumsOf<T, kK>::kBlocks; ++n)
+#pragma unroll
+    for (int e = 0; e < 8; ++e) sums.XdS[n][e] += sums.M[n][e];
+}
+
+template <class T, int kK>
+__device__ __forceinline__ void key_gradient(SumsOf<T, kK>& sums, const BackwardMemory<T, kK>& m,
                                              const BackwardArgs<T>& a, const ChunkPlace& p,
                                              const Share& share) {
   const Gates& gates = *m.gates;
-  add_row_dots(m.sums->kdk[share.half], sums.XdS, m.k, share);
-  add_row_dots(m.sums->kM[share.half], sums.M, m.k, share);
-  scale_rows(sums.XdS, share, [&](int t) { return gates.E[t]; });
-  scale_rows(sums.M, share, [&](int t) { return -gates.D[t] * gates.beta[t]; });
+  constexpr int kBlocks = SumsOf<T, kK>::kBlocks;
   Accumulator dAK[kBlocks];
 #pragma unroll 1
   for (int j = 0; j <= share.i; ++j)
@@ -460,7 +316,7 @@ __device__ __forceinline__ void key_gradient(Sums<kBlocks>& sums, const Backward
   for (int n = 0; n < kBlocks; ++n)
 #pragma unroll
     for (int e = 0; e < 8; ++e)
-      sums.XdS[n][e] += sums.M[n][e] + gates.beta[share.i * kBlock + row_of(e)] * dAK[n][e];
+      sums.XdS[n][e] += gates.beta[share.i * kBlock + row_of(e)] * dAK[n][e];
 #pragma unroll 1
   for (int i = share.i; i < kTokenBlocks; ++i) {
     add_tokens(sums.XdS, load_a_transposed(m.P.block(i, share.i), 0, 0), m.q, i, share);
@@ -477,73 +333,62 @@ __device__ __forceinline__ void key_gradient(Sums<kBlocks>& sums, const Backward
 template <class T>
 __device__ __forceinline__ void write_scalars(const BackwardArgs<T>& a, const ChunkPlace& p,
                                               const RowSums& sums, const Gates& gates) {
-  const int t = static_cast<int>(threadIdx.x) / 4, part = lane_index() % 4;
-  const auto both = [](const float(&halves)[kHalves][kTokens], int i) {
-    return halves[0][i] + halves[1][i];
+  const int t = thread_index() / 4, part = lane_index() % 4;
+  const auto all = [](const float(&parts)[kMostParts][kTokens], int i) {
+    return parts[0][i] + parts[1][i] + parts[2][i];
   };
   float dg = 0;
   for (int i = part * kBlock; i < (part + 1) * kBlock; ++i)
-    dg += i < t ? decayed(gates.E[i], both(sums.kdk, i))
+    dg += i < t ? decayed(gates.E[i], all(sums.kdk, i))
                 : decayed(gates.D[i],
-                          a.in.scale * both(sums.qdq, i) - gates.beta[i] * both(sums.kM, i));
+                          a.in.scale * all(sums.qdq, i) - gates.beta[i] * all(sums.kM, i));
   dg = sum_of_quad(dg);
   if (part != 0 || t >= p.tokens) return;
-  float states = 0, dbeta = -decayed(gates.D[t], both(sums.kM, t));
+  float states = 0, dbeta = all(sums.vN, t) - decayed(gates.D[t], all(sums.kM, t));
   for (const float part_of_states : sums.states) states += part_of_states;
-  for (const auto& values : sums.vN) dbeta += values[t];
   for (const auto& keys : sums.kdA) dbeta += keys[t];
   const int64_t token = first_row(a.in, p) + int64_t{t} * a.in.H;
   a.dg[token] = dg + sums.rectangle[t] + decayed(gates.gamma, states);
   a.dbeta[token] = dbeta;
 }
 
-// This warp's share of the `columns` key columns from `first`.
-template <int kBlocks>
-__device__ Share share_of(int first, int columns) {
-  const int half = warp_index() / kTokenBlocks, left = columns / kBlock - half * kBlocks;
-  return {warp_index() % kTokenBlocks, half, first / kBlock + half * kBlocks,
-          left < 0         ? 0
-          : left < kBlocks ? left
-                           : kBlocks};
-}
-
-template <class T, int kK>
-__global__ void __launch_bounds__(32 * kWarps, 1) backward_kernel(BackwardArgs<T> a) {
+// The gradients of one chunk. On entry its gates are made; with two stages, its keys, queries and
+// T0 have come too, and so has its first tile of values.
+template <class T, int kK, class Prefetch>
+__device__ __forceinline__ void chunk_gradients(const BackwardArgs<T>& a, const ChunkPlace& p,
+                                                const BackwardMemory<T, kK>& m,
+                                                Prefetch&& prefetch) {
   using Layout = BackwardShape<T, kK>;
-  SharedMemory shared;
-  const BackwardMemory<T, kK> m(shared);
-  const DeltaPointers<T>& in = a.in;
-  const int chunk = static_cast<int>(blockIdx.x) / in.H, h = static_cast<int>(blockIdx.x) % in.H;
-  const ChunkPlace p = chunk_place(in, chunk / in.NC, chunk % in.NC, h);
-  const int thread = static_cast<int>(threadIdx.x), K = in.K;
-  for (int i = thread; i < static_cast<int>(sizeof(RowSums) / sizeof(float)); i += 32 * kWarps)
-    reinterpret_cast<float*>(m.sums)[i] = 0;
-  if (warp_index() == 0) make_gates(*m.gates, GateInputs(in, p));
+  const int K = a.in.K;
   float states = 0;
 #pragma unroll 1
   for (int first = 0; first < K; first += Layout::kColumns) {
     const int columns = K - first < Layout::kColumns ? K - first : Layout::kColumns;
-    const Share share = share_of<Layout::kBlocks>(first, columns);
-    __syncthreads();  // the triangles and q of the last columns have been read
-    m.copy_head(in, p);
-    cp_async_commit();
-    if (Layout::kKeepQ) m.copy_tile_of_values(a, p, 0);
-    cp_async_wait<Layout::kKeepQ ? 1 : 0>();
-    m.sums->vN[thread / kTokens][thread % kTokens] = 0;
-    __syncthreads();
-    gate_triangles<kK>(m.inverse, m.P, m.q, m.k, *m.gates, in.scale);
+    if constexpr (Layout::kStages == 1) {
+      __syncthreads();  // the triangles and q of the last columns have been read
+      m.copy_head(a.in, p);
+      cp_async_commit();
+      if (Layout::kKeepQ) m.copy_tile_of_values(a, p, 0);
+      cp_async_wait<Layout::kKeepQ ? 1 : 0>();
+      __syncthreads();
+    }
+    gate_triangles<kK>(m.inverse, m.P, m.q, m.k, *m.gates, a.in.scale);
     if (!Layout::kKeepQ) {
       __syncthreads();
       m.copy_tile_of_values(a, p, 0);
     }
-    Sums<Layout::kBlocks> sums;
-    walk_values(sums, a, p, m, share);
+    SumsOf<T, kK> sums;
+    walk_values(sums, a, p, m, share_of<Layout::kBlocks>(first, columns));
+    const Share share = share_of<Layout::kBlocks>(first, columns);
+    prefetch();
     states += sums.states;
-    make_squares(sums, m, in.scale);
+    set_row_sums(m.sums->vN[share.part], share.i, sums.vN[0], sums.vN[1]);
+    add_state_terms(sums, m, share);
+    make_squares(sums, m, a.in.scale);
     sum_rectangles(m.Z(), m.sums->rectangle);
     if (!Layout::kKeepQ) {
       __syncthreads();
-      m.copy_queries(in, p);
+      m.copy_queries(a.in, p);
       cp_async_commit();
       cp_async_wait<0>();
       __syncthreads();
@@ -557,8 +402,50 @@ __global__ void __launch_bounds__(32 * kWarps, 1) backward_kernel(BackwardArgs<T
   write_scalars(a, p, *m.sums, *m.gates);
 }
 
+// A block takes every gridDim.x-th chunk. With two stages, the next one's first tiles and gates
+// are under way from the end of the walk over V on.
+template <class T, int kK>
+__global__ void __launch_bounds__(BackwardShape<T, kK>::kThreads, 1)
+    backward_kernel(BackwardArgs<T> a, int chunks) {
+  using Layout = BackwardShape<T, kK>;
+  SharedMemory shared;
+  const BackwardMemory<T, kK> m(shared);
+  const DeltaPointers<T>& in = a.in;
+  const auto place = [&](int chunk) {
+    const int n = chunk / in.H;
+    return chunk_place(in, n / in.NC, n % in.NC, chunk % in.H);
+  };
+  const auto fetch = [&](int chunk) {
+    const ChunkPlace p = place(chunk);
+    if constexpr (Layout::kStages == 2) {
+      m.waiting().copy_head(in, p);
+      m.copy_tile_of_values(a, p, 0);
+    }
+    if (warp_index() == Layout::kWarps - 1) make_gates(m.gates[1], GateInputs(in, p));
+  };
+  fetch(block_index());
+#pragma unroll 1
+  for (int chunk = block_index(); chunk < chunks; chunk += static_cast<int>(gridDim.x)) {
+    cp_async_wait<0>();
+    __syncthreads();  // the gates and first tiles are there, the last chunk's sums have been read
+    for (int i = thread_index(); i < static_cast<int>(sizeof(RowSums) / sizeof(float));
+         i += Layout::kThreads)
+      reinterpret_cast<float*>(m.sums)[i] = 0;
+    if (thread_index() == 0) *m.place = place(chunk);
+    m.take_waiting();
+    __syncthreads();
+    chunk_gradients(a, *m.place, m, [&] {
+      const int next = chunk + static_cast<int>(gridDim.x);
+      if (next < chunks) fetch(next);
+    });
+  }
+}
+
 template <class T, int kK>
 void launch_backward(const Context& context, const DeltaChunkBackward& a) {
+  if constexpr (BackwardShape<T, kK>::kFast)  // an A100 takes the wider kernel, which needs less
+    if (!has_shared_memory(BackwardMemory<T, kK>::bytes()))
+      return launch_backward<T, 128>(context, a);
   const int64_t B = a.in.q.dim(0), H = a.in.q.dim(2), NC = a.in.T_zero.dim(1);
   const BackwardArgs<T> args{.in = delta_pointers<T>(a.in, a.in.v.dim(3)),
                              .dq = pointer<T>(a.dq),
@@ -569,11 +456,12 @@ void launch_backward(const Context& context, const DeltaChunkBackward& a) {
                              .dout = pointer<T>(a.dout),
                              .S_enter = pointer<T>(a.S_enter),
                              .dS_leave = pointer<T>(a.dS_leave)};
+  const int chunks = static_cast<int>(B * NC * H);
   launch(context, backward_kernel<T, kK>,
-         Shape{.grid = dim3(static_cast<unsigned>(B * NC * H)),
-               .threads = 32 * kWarps,
+         Shape{.grid = dim3(static_cast<unsigned>(std::min(chunks, multiprocessors()))),
+               .threads = BackwardShape<T, kK>::kThreads,
                .shared_bytes = BackwardMemory<T, kK>::bytes()},
-         args);
+         args, chunks);
 }
 
 void delta_chunk_backward(Context& context, const DeltaChunkBackward& a) {

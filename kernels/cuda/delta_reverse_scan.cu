@@ -1,7 +1,7 @@
 // Reverse scan of the gated delta rule: the gradient of the state, chunk by chunk from the last
 // (KERNEL_MATH 6, equations 1, 2, 4, 10). The forward scan mirrored: dS^T stays in accumulators
-// (delta_tile.cuh, Scans).
-#include "kernels/cuda/delta_tile.cuh"
+// (delta_scan.cuh).
+#include "kernels/cuda/delta_scan.cuh"
 
 namespace kla::KLA_BACKEND {
 namespace {
@@ -45,46 +45,31 @@ __device__ __forceinline__ void write_gradient(Accumulator (&dS)[kBlocks],
 }
 
 template <class T, int kK>
-__global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::kBlocksPerSm)
-    reverse_kernel(ReverseArgs<T> a) {
+__global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, 1) reverse_kernel(ReverseArgs<T> a) {
   SharedMemory shared;
   const ScanMemory<T, kK> memory(shared);
   const DeltaPointers<T>& in = a.in;
+  const ScanFeed<T, kK, true> feed{in, a.dout, memory, a.slices};
   const ScanPlace at(in.H, a.slices);
   const bool active = at.column < in.V;
   Accumulator dS[kK / kBlock];
   if (active) load_state(dS, a.dS_final ? a.dS_final + carried_state(in, at) : nullptr, in.K);
-  if (in.NC > 0) {
-    const ChunkPlace last = chunk_place(in, at.b, in.NC - 1, at.h);
-    memory.copy(in, a.dout, last, at.column);
-    if (warp_index() == 0) make_gates(memory.gates[last.n & 1], GateInputs(in, last));
-  }
+  feed.begin();
 
 #pragma unroll 1
-  for (int n = in.NC - 1; n >= 0; --n) {
-    const ChunkPlace p = chunk_place(in, at.b, n, at.h);
-    const auto tiles = memory.stage(n);
-    const Gates& gates = memory.gates[n & 1];
-    const bool more = n > 0;
-    cp_async_wait<0>();
-    __syncthreads();  // the tiles and gates are there; the other stage is free
-    const ChunkPlace next = chunk_place(in, at.b, more ? n - 1 : n, at.h);
-    if (ScanShape<T, kK>::kStages == 2 && more) memory.copy(in, a.dout, next, at.column);
-    gate_triangles<kK>(tiles.inverse, memory.P, tiles.q, tiles.k, gates, in.scale);
-    Accumulator KdS[kTokenBlocks];
+  for (int step = 0; step < in.NC; ++step) {
+    feed.enter(step);
+    const auto tiles = memory.stage(step);
     if (active) {
-      store_state(dS, a.dS_leave + (chunk_index(in, p) * in.V + at.column) * in.K, in.K);
+      const ChunkPlace p = feed.place(step);
+      const int column = ScanPlace(in.H, a.slices).column;
+      store_state(dS, a.dS_leave + (chunk_index(in, p) * in.V + column) * in.K, in.K);
+      Accumulator KdS[kTokenBlocks];
       read_state(dS, tiles.k, 0, KdS);
-    }
-    __syncthreads();  // both triangles are there
-    if (active)
-      write_gradient(dS, KdS, tiles.values, tiles.q, tiles.k, tiles.inverse, memory.P, gates,
+      write_gradient(dS, KdS, tiles.values, tiles.q, tiles.k, tiles.inverse, tiles.P, *tiles.gates,
                      in.scale);
-    if (warp_index() == 0 && more) make_gates(memory.gates[next.n & 1], GateInputs(in, next));
-    if (ScanShape<T, kK>::kStages == 1 && more) {
-      __syncthreads();
-      memory.copy(in, a.dout, next, at.column);
     }
+    feed.leave(step);
   }
   if (active && a.dS_initial)
     store_state(dS, a.dS_initial + carried_state(in, ScanPlace(in.H, a.slices)), in.K);
@@ -94,7 +79,7 @@ template <class T, int kK>
 void launch_reverse(const Context& context, const DeltaReverseScan& a) {
   using Scan = ScanShape<T, kK>;
   const int64_t heads = a.in.q.dim(0) * a.in.q.dim(2), V = a.dout.dim(3);
-  const ScanGrid grid = scan_grid(heads, V, Scan::kMaxWarps);
+  const ScanGrid grid = scan_grid<T, kK>(heads, V);
   const ReverseArgs<T> args{.in = delta_pointers<T>(a.in, V),
                             .dout = pointer<T>(a.dout),
                             .dS_leave = pointer<T>(a.dS_leave),

@@ -1,6 +1,6 @@
 // Forward scan of the gated delta rule in the Y form (KERNEL_MATH 4a), transposed: S^T stays in
-// accumulators through all chunks and is never rounded between them (delta_tile.cuh, Scans).
-#include "kernels/cuda/delta_tile.cuh"
+// accumulators through all chunks and is never rounded between them (delta_scan.cuh).
+#include "kernels/cuda/delta_scan.cuh"
 
 namespace kla::KLA_BACKEND {
 namespace {
@@ -14,6 +14,19 @@ struct ForwardArgs {
   int slices;
 };
 
+__device__ inline float value(const Accumulator& c, int e) {
+  return c[e];
+}
+
+// Block i of E X, transposed: what the chunk's end keeps of the writes.
+template <class T, class Block>
+__device__ __forceinline__ OperandA<T> kept_writes(const Block& X, int i, const Gates& gates) {
+  Accumulator x;
+#pragma unroll
+  for (int e = 0; e < 8; ++e) x[e] = decayed(gates.E[i * kBlock + column_of(e)], value(X, e));
+  return operand<T>(x);
+}
+
 // O = s D (Q S) + P X into the place of the values, and S <- gamma S + (E X)^T K; R holds K S.
 template <int kBlocks, class T>
 __device__ __forceinline__ void write_state(Accumulator (&S)[kBlocks],
@@ -21,19 +34,19 @@ __device__ __forceinline__ void write_state(Accumulator (&S)[kBlocks],
                                             const Tile<T>& k, const Tile<T>& values,
                                             const Triangle<T>& Tg, const Triangle<T>& P,
                                             const Gates& gates, float scale) {
-  const int column = warp_index() * kBlock;
+  const int column = thread_index() / 32 * kBlock;
+  constexpr bool kLate = sizeof(T) == 4;  // X is exact: E X can wait, and takes no registers
   OperandA<T> Yb[kTokenBlocks], X[kTokenBlocks], EX[kTokenBlocks];
 #pragma unroll
   for (int j = 0; j < kTokenBlocks; ++j) Yb[j] = weighted_errors(R[j], values, column, j, gates);
 #pragma unroll
   for (int i = 0; i < kTokenBlocks; ++i) {
-    Accumulator x = writes(Yb, i, Tg);
+    const Accumulator x = writes(Yb, i, Tg);
     X[i] = operand<T>(x);
-#pragma unroll
-    for (int e = 0; e < 8; ++e) x[e] = decayed(gates.E[i * kBlock + column_of(e)], x[e]);
-    EX[i] = operand<T>(x);
+    if (!kLate) EX[i] = kept_writes<T>(x, i, gates);
   }
-  __syncwarp();  // the values of these columns have been read
+  __syncwarp();           // the values of these columns have been read
+  __threadfence_block();  // here and below: loads drawn ahead would take registers that S needs
 #pragma unroll
   for (int first = 0; first < kTokenBlocks; first += 2) {
     Accumulator O[2];
@@ -47,55 +60,45 @@ __device__ __forceinline__ void write_state(Accumulator (&S)[kBlocks],
       for (int j = 0; j <= i; ++j) multiply_add(o, X[j], load_b_transposed(P.block(i, j), 0, 0));
       store_transposed(values, i * kBlock, column, o);
     }
+    __threadfence_block();
   }
   decay_state(S, gates.gamma);
 #pragma unroll
-  for (int i = 0; i < kTokenBlocks; ++i) add_to_state(S, EX[i], k, i);
+  for (int i = 0; i < kTokenBlocks; ++i) {
+    if (kLate) EX[i] = kept_writes<T>(X[i], i, gates);
+    add_to_state(S, EX[i], k, i);
+  }
 }
 
 template <class T, int kK>
-__global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, ScanShape<T, kK>::kBlocksPerSm)
-    forward_kernel(ForwardArgs<T> a) {
+__global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, 1) forward_kernel(ForwardArgs<T> a) {
   SharedMemory shared;
   const ScanMemory<T, kK> memory(shared);
   const DeltaPointers<T>& in = a.in;
+  const ScanFeed<T, kK, false> feed{in, in.v, memory, a.slices};
   const ScanPlace at(in.H, a.slices);
   const bool active = at.column < in.V;
   Accumulator S[kK / kBlock];
   if (active) load_state(S, a.S_initial ? a.S_initial + carried_state(in, at) : nullptr, in.K);
-  if (in.NC > 0) {
-    const ChunkPlace first = chunk_place(in, at.b, 0, at.h);
-    memory.copy(in, in.v, first, at.column);
-    if (warp_index() == 0) make_gates(memory.gates[0], GateInputs(in, first));
-  }
+  feed.begin();
 
 #pragma unroll 1
   for (int n = 0; n < in.NC; ++n) {
-    const ChunkPlace p = chunk_place(in, at.b, n, at.h);
+    feed.enter(n);
     const auto tiles = memory.stage(n);
-    const Gates& gates = memory.gates[n & 1];
-    const bool more = n + 1 < in.NC;
-    cp_async_wait<0>();
-    __syncthreads();  // the tiles and gates are there; the other stage is free
-    const ChunkPlace next = chunk_place(in, at.b, more ? n + 1 : n, at.h);
-    if (ScanShape<T, kK>::kStages == 2 && more) memory.copy(in, in.v, next, at.column);
-    if (active && a.S_enter)
-      store_state(S, a.S_enter + (chunk_index(in, p) * in.V + at.column) * in.K, in.K);
-    gate_triangles<kK>(tiles.inverse, memory.P, tiles.q, tiles.k, gates, in.scale);
-    Accumulator R[kTokenBlocks];
-    if (active) read_state(S, tiles.k, 0, R);
-    __syncthreads();  // both triangles are there
     if (active) {
-      write_state(S, R, tiles.q, tiles.k, tiles.values, tiles.inverse, memory.P, gates, in.scale);
+      const ChunkPlace p = feed.place(n);
+      const int column = ScanPlace(in.H, a.slices).column;
+      if (a.S_enter) store_state(S, a.S_enter + (chunk_index(in, p) * in.V + column) * in.K, in.K);
+      Accumulator R[kTokenBlocks];
+      read_state(S, tiles.k, 0, R);
+      write_state(S, R, tiles.q, tiles.k, tiles.values, tiles.inverse, tiles.P, *tiles.gates,
+                  in.scale);
       __syncwarp();
-      write_columns(a.o + first_row(in, p) * in.V + at.column, in.H * in.V, p.tokens,
+      write_columns(a.o + first_row(in, p) * in.V + column, in.H * in.V, p.tokens,
                     Tile<T>{tiles.values.at(0, warp_index() * kBlock), tiles.values.stride});
     }
-    if (warp_index() == 0 && more) make_gates(memory.gates[(n + 1) & 1], GateInputs(in, next));
-    if (ScanShape<T, kK>::kStages == 1 && more) {
-      __syncthreads();
-      memory.copy(in, in.v, next, at.column);
-    }
+    feed.leave(n);
   }
   if (active && a.S_final)
     store_state(S, a.S_final + carried_state(in, ScanPlace(in.H, a.slices)), in.K);
@@ -105,7 +108,7 @@ template <class T, int kK>
 void launch_forward(const Context& context, const DeltaScanForward& a) {
   using Scan = ScanShape<T, kK>;
   const int64_t heads = a.in.q.dim(0) * a.in.q.dim(2), V = a.in.v.dim(3);
-  const ScanGrid grid = scan_grid(heads, V, Scan::kMaxWarps);
+  const ScanGrid grid = scan_grid<T, kK>(heads, V);
   const ForwardArgs<T> args{.in = delta_pointers<T>(a.in, V),
                             .o = pointer<T>(a.o),
                             .S_enter = pointer<T>(a.S_enter),

@@ -7,6 +7,7 @@
 // row-major token tiles. Every index i, j below counts blocks of 16 tokens.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "kernels/cuda/mma.cuh"
@@ -65,6 +66,20 @@ void visit_head_dims(int64_t K, int64_t V, Visit&& visit) {
   if (K <= 96) return visit(std::integral_constant<int, 96>{});
   if (K <= 128) return visit(std::integral_constant<int, 128>{});
   visit(std::integral_constant<int, 256>{});
+}
+
+// An attribute of the current device.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  KLA_CUDA_CHECK(cudaGetDevice(&device));
+  KLA_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
+  return value;
+}
+inline int multiprocessors() {
+  return device_attribute(cudaDevAttrMultiProcessorCount);
+}
+inline bool has_shared_memory(size_t bytes) {
+  return bytes <= static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
 }
 
 struct ChunkPlace {
@@ -158,7 +173,7 @@ __device__ void copy_triangle(const Triangle<T>& to, const T* square, int thread
 // Decay factors and steps of a chunk. G, in powers of two, is kept in two floats: differences of
 // numbers near -1000 then lose nothing. Every exponent is clamped at 0; what would reach across a
 // reset is zero by selection.
-struct Gates {
+struct alignas(16) Gates {
   float G_high[kTokens], G_low[kTokens];  // since the start of the chunk or document
   float D[kTokens], E[kTokens], beta[kTokens];
   float gamma;
@@ -177,6 +192,7 @@ struct GateInputs {
   float g[2] = {}, beta[2] = {};
   int reset[2] = {};
 
+  GateInputs() = default;
   template <class T>
   __device__ GateInputs(const DeltaPointers<T>& in, const ChunkPlace& p) {
 #pragma unroll
@@ -317,154 +333,6 @@ __device__ __forceinline__ Accumulator error_gradients(const OperandA<T> (&dX)[k
 #pragma unroll
   for (int i = j; i < kTokenBlocks; ++i) multiply_add(n, dX[i], load_b(Tg.block(i, j), 0, 0));
   return n;
-}
-
-// ---- Scans -------------------------------------------------------------------------------------
-
-// Both scans: a block of up to six warps walks over the chunks of one head; a warp owns 16 columns
-// of V and keeps their rows of the transposed state in accumulators, K/2 registers a lane, from the
-// first chunk to the last. The next chunk's tiles arrive while this one computes (two stages) where
-// 163 KiB of shared memory allow it.
-template <class T, int kK>
-struct ScanShape {
-  static constexpr int kStages = sizeof(T) == 2 && kK <= 128 ? 2 : 1;
-  static constexpr int kMaxWarps = sizeof(T) == 4 && kK > 128 ? 1 : 6;
-  static constexpr int kThreads = 32 * kMaxWarps;
-  static constexpr int kBlocksPerSm = sizeof(T) == 2 && kK <= 96 ? 2 : 1;
-  static constexpr int kStride = padded<T>(kK);
-
-  static size_t shared_bytes(int warps) {
-    SharedSize size;
-    size.array<T>(kStages * kTokens * kStride);
-    size.array<T>(kStages * kTokens * kStride);
-    size.array<T>(kStages * kTokens * padded<T>(kBlock * warps));
-    size.array<T>(kStages * Triangle<T>::kElements);
-    size.array<T>(Triangle<T>::kElements);
-    size.array<Gates>(2);
-    return size.bytes();
-  }
-};
-
-// Shared memory of a scan; `values` is v, or dO in the reverse scan.
-template <class T, int kK>
-struct ScanMemory {
-  using Shape = ScanShape<T, kK>;
-  struct Stage {
-    Tile<T> q, k, values;
-    Triangle<T> inverse;
-  };
-  T *q, *k, *values, *inverse;
-  Triangle<T> P;
-  Gates* gates;
-
-  __device__ explicit ScanMemory(SharedMemory& shared) {
-    q = shared.array<T>(Shape::kStages * kTokens * Shape::kStride);
-    k = shared.array<T>(Shape::kStages * kTokens * Shape::kStride);
-    values = shared.array<T>(Shape::kStages * kTokens * values_stride());
-    inverse = shared.array<T>(Shape::kStages * Triangle<T>::kElements);
-    P.data = shared.array<T>(Triangle<T>::kElements);
-    gates = shared.array<Gates>(2);
-  }
-  __device__ static int values_stride() { return padded<T>(kBlock * warp_count()); }
-  __device__ Stage stage(int n) const {
-    const int s = n % Shape::kStages;
-    return {{q + s * kTokens * Shape::kStride, Shape::kStride},
-            {k + s * kTokens * Shape::kStride, Shape::kStride},
-            {values + s * kTokens * values_stride(), values_stride()},
-            {inverse + s * Triangle<T>::kElements}};
-  }
-  // Starts the copies of a chunk; `column` is the warp's first of V, past the end for idle warps.
-  __device__ void copy(const DeltaPointers<T>& in, const T* all_values, const ChunkPlace& p,
-                       int column) const {
-    const Stage to = stage(p.n);
-    const int thread = thread_index();
-    const int threads = static_cast<int>(blockDim.x);
-    const int64_t row = first_row(in, p);
-    copy_tile<kK>(to.k, in.k + row * in.K, in.H * in.K, p.tokens, in.K, kTokens, thread, threads);
-    copy_tile<kK>(to.q, in.q + row * in.K, in.H * in.K, p.tokens, in.K, kTokens, thread, threads);
-    if (column < in.V)
-      copy_tile<kBlock>(Tile<T>{to.values.at(0, warp_index() * kBlock), to.values.stride},
-                        all_values + row * in.V + column, in.H * in.V, p.tokens, kBlock, kTokens,
-                        lane_index(), 32);
-    copy_triangle(to.inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, thread, threads);
-    cp_async_commit();
-  }
-};
-
-// Which head and columns of V a warp has. Blocks of one head are neighbours in the grid: its keys
-// and queries then come from the cache.
-struct ScanPlace {
-  int b, h, column;  // the warp's first column of V
-  __device__ ScanPlace(int H, int slices) {
-    const int block = block_index();
-    const int head = block / slices, slice = block % slices;
-    b = head / H;
-    h = head % H;
-    column = (slice * warp_count() + warp_index()) * kBlock;
-  }
-};
-
-// The warp's rows of a [B,H,V,K] state.
-template <class T>
-__device__ int64_t carried_state(const DeltaPointers<T>& in, const ScanPlace& at) {
-  return (int64_t{at.b * in.H + at.h} * in.V + at.column) * in.K;
-}
-
-struct ScanGrid {
-  int slices, warps;
-};
-
-// Blocks a head and warps a block: as few blocks as still give each of the 132 multiprocessors of
-// an H200 one, in equal shares. Results do not depend on it: warps do not exchange sums.
-inline ScanGrid scan_grid(int64_t heads, int64_t V, int max_warps) {
-  constexpr int64_t kMultiprocessors = 132;
-  const int64_t columns = V / kBlock, narrow = max_warps < 3 ? max_warps : 3;
-  int64_t slices = (columns + max_warps - 1) / max_warps;
-  const auto warps = [&] { return (columns + slices - 1) / slices; };
-  while (heads * slices < kMultiprocessors && warps() > narrow) ++slices;
-  return {static_cast<int>((columns + warps() - 1) / warps()), static_cast<int>(warps())};
-}
-
-// The state of a warp: blocks of [16 V columns x 16 keys].
-template <int kBlocks>
-__device__ __forceinline__ void load_state(Accumulator (&S)[kBlocks], const float* from, int K) {
-#pragma unroll
-  for (int c = 0; c < kBlocks; ++c)
-    S[c] = from && c * kBlock < K ? load_global(from + c * kBlock, K) : Accumulator{};
-}
-template <int kBlocks, class T>
-__device__ __forceinline__ void store_state(const Accumulator (&S)[kBlocks], T* to, int K) {
-#pragma unroll
-  for (int c = 0; c < kBlocks; ++c)
-    if (c * kBlock < K) store_global(to + c * kBlock, K, kBlock, S[c]);
-}
-template <int kBlocks>
-__device__ __forceinline__ void decay_state(Accumulator (&S)[kBlocks], float gamma) {
-#pragma unroll
-  for (int c = 0; c < kBlocks; ++c)
-#pragma unroll
-    for (int e = 0; e < 8; ++e) S[c][e] = decayed(gamma, S[c][e]);
-}
-
-// Blocks `first` and following of tokens S, transposed: the state as left operand.
-template <int kBlocks, int kCount, class T>
-__device__ __forceinline__ void read_state(const Accumulator (&S)[kBlocks], const Tile<T>& tokens,
-                                           int first, Accumulator (&R)[kCount]) {
-#pragma unroll
-  for (int c = 0; c < kBlocks; ++c) {
-    const OperandA<T> s = operand<T>(S[c]);
-#pragma unroll
-    for (int i = 0; i < kCount; ++i)
-      multiply_add(R[i], s, load_b_transposed(tokens, (first + i) * kBlock, c * kBlock));
-  }
-}
-
-// S += a times the 16 rows of a token tile that start at block i.
-template <int kBlocks, class T>
-__device__ __forceinline__ void add_to_state(Accumulator (&S)[kBlocks], const OperandA<T>& a,
-                                             const Tile<T>& tokens, int i) {
-#pragma unroll
-  for (int c = 0; c < kBlocks; ++c) multiply_add(S[c], a, load_b(tokens, i * kBlock, c * kBlock));
 }
 
 }  // namespace kla::KLA_BACKEND

@@ -32,12 +32,12 @@ __device__ inline int warp_count() {
   return static_cast<int>(blockDim.x / 32);
 }
 
-// Where element e of this lane lies in its block.
-__device__ inline int row_of(int e) {
-  return lane_index() / 4 + e / 2 % 2 * 8;
+// Where element e of a lane lies in its block.
+__device__ inline int row_of(int e, int lane = lane_index()) {
+  return lane / 4 + e / 2 % 2 * 8;
 }
-__device__ inline int column_of(int e) {
-  return lane_index() % 4 * 2 + e % 2 + e / 4 * 8;
+__device__ inline int column_of(int e, int lane = lane_index()) {
+  return lane % 4 * 2 + e % 2 + e / 4 * 8;
 }
 
 template <class T>
@@ -154,21 +154,23 @@ __device__ inline OperandA<float> operand(const Accumulator& c, float) {
 }
 
 __device__ inline OperandA<float> load_a(const Tile<float>& tile, int row, int k) {
+  const int lane = thread_index() % 32;
   OperandA<float> a;
 #pragma unroll
-  for (int e = 0; e < 8; ++e) a.x[e] = *tile.at(row + row_of(e), k + column_of(e));
+  for (int e = 0; e < 8; ++e) a.x[e] = *tile.at(row + row_of(e, lane), k + column_of(e, lane));
   return a;
 }
 __device__ inline OperandA<float> load_a_transposed(const Tile<float>& tile, int row, int k) {
+  const int lane = thread_index() % 32;
   OperandA<float> a;
 #pragma unroll
-  for (int e = 0; e < 8; ++e) a.x[e] = *tile.at(k + column_of(e), row + row_of(e));
+  for (int e = 0; e < 8; ++e) a.x[e] = *tile.at(k + column_of(e, lane), row + row_of(e, lane));
   return a;
 }
 
 // Element 4n + 2h + p of a right operand: k = 8h + 2t + p, column 8n + g.
 __device__ inline OperandB<float> load_b(const Tile<float>& tile, int k, int column) {
-  const int g = lane_index() / 4, t = lane_index() % 4;
+  const int lane = thread_index() % 32, g = lane / 4, t = lane % 4;
   OperandB<float> b;
 #pragma unroll
   for (int e = 0; e < 8; ++e)
@@ -176,7 +178,7 @@ __device__ inline OperandB<float> load_b(const Tile<float>& tile, int k, int col
   return b;
 }
 __device__ inline OperandB<float> load_b_transposed(const Tile<float>& tile, int column, int k) {
-  const int g = lane_index() / 4, t = lane_index() % 4;
+  const int lane = thread_index() % 32, g = lane / 4, t = lane % 4;
   OperandB<float> b;
 #pragma unroll
   for (int e = 0; e < 8; ++e)
@@ -254,7 +256,7 @@ __device__ void store_transposed(const Tile<T>& tile, int row, int column, const
 // apart. Neighbouring lanes first swap a pair each, so that a row's half sectors become whole ones.
 __device__ inline void store_global(bfloat16* to, int64_t row_stride, int rows,
                                     const Accumulator& c) {
-  const int lane = lane_index(), odd = lane % 2;
+  const int lane = thread_index() % 32, odd = lane % 2;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const uint32_t left = pack(c[2 * h], c[2 * h + 1]), right = pack(c[2 * h + 4], c[2 * h + 5]);

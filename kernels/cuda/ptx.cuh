@@ -92,8 +92,8 @@ __device__ inline uint32_t to_tf32(float x) {
   return r;
 }
 
-// threadIdx.x and blockIdx.x, read anew: what is computed from them is computed here, not ahead of a
-// loop and kept in registers that the loop needs.
+// threadIdx.x and blockIdx.x, read anew: what is computed from them is computed here, not ahead of
+// a loop and kept in registers that the loop needs.
 __device__ inline int thread_index() {
   int x;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));

@@ -29,8 +29,12 @@ void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row, KLA_SIMT_PLACE);
 void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], KLA_SIMT_PLACE);
 void mma_m16n8k8(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], KLA_SIMT_PLACE);
 
-inline int thread_index() { return static_cast<int>(threadIdx.x); }
-inline int block_index() { return static_cast<int>(blockIdx.x); }
+inline int thread_index() {
+  return static_cast<int>(threadIdx.x);
+}
+inline int block_index() {
+  return static_cast<int>(blockIdx.x);
+}
 
 uint32_t to_tf32(float x);
 float exp2_fast(float x);

@@ -1,0 +1,231 @@
+// What the two scans of the delta rule share: who walks over which chunks, the tiles, gates and
+// triangles that are made for the steps ahead, and products with the state that stays in
+// accumulators (delta_scan.cu, delta_reverse_scan.cu).
+#pragma once
+
+#include "kernels/cuda/delta_tile.cuh"
+
+namespace kla::KLA_BACKEND {
+
+// Both scans: a block walks over the chunks of one head, in steps; a warp owns 16 columns of V and
+// keeps their rows of the transposed state in accumulators, K/2 registers a lane, from the first
+// step to the last. Where it looks ahead, a step is one barrier: while its products run, the tiles
+// and gates of the step after next arrive and the triangles of the next one are made, by whichever
+// warps are early. Else a step fetches its own.
+template <class T, int kK>
+struct ScanShape {
+  static constexpr bool kAhead = sizeof(T) == 2 && kK <= 96;
+  static constexpr int kStages = kAhead ? 3 : 1, kTriangles = kAhead ? 2 : 1;
+  static constexpr int kMaxWarps = kAhead ? 12 : sizeof(T) == 4 && kK > 128 ? 1 : 6;
+  static constexpr int kThreads = 32 * kMaxWarps;
+  static constexpr int kStride = padded<T>(kK);
+
+  static size_t shared_bytes(int warps) {
+    SharedSize size;
+    size.array<T>(kStages * kTokens * kStride);
+    size.array<T>(kStages * kTokens * kStride);
+    size.array<T>(kStages * kTokens * padded<T>(kBlock * warps));
+    size.array<T>(kStages * Triangle<T>::kElements);
+    size.array<T>(kTriangles * Triangle<T>::kElements);
+    size.array<Gates>(kStages);
+    return size.bytes();
+  }
+};
+
+// Shared memory of a scan; `values` is v, or dO in the reverse scan.
+template <class T, int kK>
+struct ScanMemory {
+  using Shape = ScanShape<T, kK>;
+  struct Stage {
+    Tile<T> q, k, values;
+    Triangle<T> inverse, P;
+    Gates* gates;
+  };
+  T *q, *k, *values, *inverse, *P;
+  Gates* gates;
+
+  __device__ explicit ScanMemory(SharedMemory& shared) {
+    q = shared.array<T>(Shape::kStages * kTokens * Shape::kStride);
+    k = shared.array<T>(Shape::kStages * kTokens * Shape::kStride);
+    values = shared.array<T>(Shape::kStages * kTokens * values_stride());
+    inverse = shared.array<T>(Shape::kStages * Triangle<T>::kElements);
+    P = shared.array<T>(Shape::kTriangles * Triangle<T>::kElements);
+    gates = shared.array<Gates>(Shape::kStages);
+  }
+  __device__ static int values_stride() { return padded<T>(kBlock * warp_count()); }
+  __device__ Stage stage(int step) const {
+    const int s = step % Shape::kStages;
+    return {{q + s * kTokens * Shape::kStride, Shape::kStride},
+            {k + s * kTokens * Shape::kStride, Shape::kStride},
+            {values + s * kTokens * values_stride(), values_stride()},
+            {inverse + s * Triangle<T>::kElements},
+            {P + step % Shape::kTriangles * Triangle<T>::kElements},
+            gates + s};
+  }
+};
+
+// Which head and columns of V a warp has. Blocks of one head are neighbours in the grid: its keys
+// and queries then come from the cache.
+struct ScanPlace {
+  int b, h, column;  // the warp's first column of V
+  __device__ ScanPlace(int H, int slices) {
+    const int block = block_index();
+    const int head = block / slices, slice = block % slices;
+    b = head / H;
+    h = head % H;
+    column = (slice * warp_count() + thread_index() / 32) * kBlock;
+  }
+};
+
+// Brings what the steps of a scan need, from the first chunk to the last or the other way.
+template <class T, int kK, bool kReverse>
+struct ScanFeed {
+  using Shape = ScanShape<T, kK>;
+  const DeltaPointers<T>& in;
+  const T* values;
+  const ScanMemory<T, kK>& memory;
+  int slices;
+
+  __device__ ChunkPlace place(int step) const {
+    const ScanPlace at(in.H, slices);
+    return chunk_place(in, at.b, kReverse ? in.NC - 1 - step : step, at.h);
+  }
+  __device__ bool makes_gates() const { return thread_index() / 32 == warp_count() - 1; }
+
+  __device__ void copy(int step) const {
+    if (step >= in.NC) return;
+    const auto to = memory.stage(step);
+    const ChunkPlace p = place(step);
+    const int thread = thread_index(), column = ScanPlace(in.H, slices).column;
+    const int threads = static_cast<int>(blockDim.x);
+    const int64_t row = first_row(in, p);
+    copy_tile<kK>(to.k, in.k + row * in.K, in.H * in.K, p.tokens, in.K, kTokens, thread, threads);
+    copy_tile<kK>(to.q, in.q + row * in.K, in.H * in.K, p.tokens, in.K, kTokens, thread, threads);
+    if (column < in.V)
+      copy_tile<kBlock>(Tile<T>{to.values.at(0, thread / 32 * kBlock), to.values.stride},
+                        values + row * in.V + column, in.H * in.V, p.tokens, kBlock, kTokens,
+                        thread % 32, 32);
+    copy_triangle(to.inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, thread, threads);
+    cp_async_commit();
+  }
+  __device__ GateInputs gate_inputs(int step) const {
+    return makes_gates() && step < in.NC ? GateInputs(in, place(step)) : GateInputs();
+  }
+  __device__ void gates(int step, const GateInputs& inputs) const {
+    if (makes_gates() && step < in.NC) make_gates(*memory.stage(step).gates, inputs);
+  }
+  __device__ void triangles(int step) const {
+    const auto to = memory.stage(step);
+    if (step < in.NC) gate_triangles<kK>(to.inverse, to.P, to.q, to.k, *to.gates, in.scale);
+  }
+
+  __device__ void begin() const {
+    copy(0);
+    gates(0, gate_inputs(0));
+    if constexpr (Shape::kAhead) {
+      copy(1);
+      gates(1, gate_inputs(1));
+      cp_async_wait<0>();
+      __syncthreads();
+      triangles(0);
+    }
+  }
+  // On return the step's tiles, gates and triangles are there.
+  __device__ void enter(int step) const {
+    if constexpr (Shape::kAhead) {
+      const GateInputs inputs = gate_inputs(step + 2);
+      cp_async_wait<0>();
+      __syncthreads();  // the stage of the last step is free
+      copy(step + 2);
+      gates(step + 2, inputs);
+      triangles(step + 1);
+    } else {
+      cp_async_wait<0>();
+      __syncthreads();
+      triangles(step);
+      __syncthreads();
+    }
+  }
+  __device__ void leave(int step) const {
+    if constexpr (!Shape::kAhead) {
+      __syncthreads();
+      copy(step + 1);
+      gates(step + 1, gate_inputs(step + 1));
+    }
+  }
+};
+
+// The warp's rows of a [B,H,V,K] state.
+template <class T>
+__device__ int64_t carried_state(const DeltaPointers<T>& in, const ScanPlace& at) {
+  return (int64_t{at.b * in.H + at.h} * in.V + at.column) * in.K;
+}
+
+struct ScanGrid {
+  int slices, warps;
+};
+
+// Blocks a head and warps a block, in equal shares: what takes least time where a multiprocessor
+// has one block at a time, and a step takes as long as four warps' share of the multiprocessor and
+// one more for each warp of the block. Results do not depend on it: warps do not exchange sums.
+template <class T, int kK>
+ScanGrid scan_grid(int64_t heads, int64_t V) {
+  using Scan = ScanShape<T, kK>;
+  constexpr int64_t kFixed = 4;
+  const int64_t columns = V / kBlock, at_once = multiprocessors();
+  ScanGrid best{};
+  int64_t least = 0;
+  for (int64_t most = std::min<int64_t>(Scan::kMaxWarps, columns); most > 0; --most) {
+    const int64_t slices = (columns + most - 1) / most, warps = (columns + slices - 1) / slices;
+    if (most > 1 && !has_shared_memory(Scan::shared_bytes(static_cast<int>(warps)))) continue;
+    const int64_t time = (heads * slices + at_once - 1) / at_once * (kFixed + warps);
+    if (best.warps != 0 && time >= least) continue;
+    least = time;
+    best = {static_cast<int>(slices), static_cast<int>(warps)};
+  }
+  return best;
+}
+
+// The state of a warp: blocks of [16 V columns x 16 keys].
+template <int kBlocks>
+__device__ __forceinline__ void load_state(Accumulator (&S)[kBlocks], const float* from, int K) {
+#pragma unroll
+  for (int c = 0; c < kBlocks; ++c)
+    S[c] = from && c * kBlock < K ? load_global(from + c * kBlock, K) : Accumulator{};
+}
+template <int kBlocks, class T>
+__device__ __forceinline__ void store_state(const Accumulator (&S)[kBlocks], T* to, int K) {
+#pragma unroll
+  for (int c = 0; c < kBlocks; ++c)
+    if (c * kBlock < K) store_global(to + c * kBlock, K, kBlock, S[c]);
+}
+template <int kBlocks>
+__device__ __forceinline__ void decay_state(Accumulator (&S)[kBlocks], float gamma) {
+#pragma unroll
+  for (int c = 0; c < kBlocks; ++c)
+#pragma unroll
+    for (int e = 0; e < 8; ++e) S[c][e] = decayed(gamma, S[c][e]);
+}
+
+// Blocks `first` and following of tokens S, transposed: the state as left operand.
+template <int kBlocks, int kCount, class T>
+__device__ __forceinline__ void read_state(const Accumulator (&S)[kBlocks], const Tile<T>& tokens,
+                                           int first, Accumulator (&R)[kCount]) {
+#pragma unroll
+  for (int c = 0; c < kBlocks; ++c) {
+    const OperandA<T> s = operand<T>(S[c]);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)
+      multiply_add(R[i], s, load_b_transposed(tokens, (first + i) * kBlock, c * kBlock));
+  }
+}
+
+// S += a times the 16 rows of a token tile that start at block i.
+template <int kBlocks, class T>
+__device__ __forceinline__ void add_to_state(Accumulator (&S)[kBlocks], const OperandA<T>& a,
+                                             const Tile<T>& tokens, int i) {
+#pragma unroll
+  for (int c = 0; c < kBlocks; ++c) multiply_add(S[c], a, load_b(tokens, i * kBlock, c * kBlock));
+}
+
+}  // namespace kla::KLA_BACKEND
