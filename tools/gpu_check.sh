@@ -75,7 +75,7 @@ fi
 if [[ " ${steps[*]} " == *" peer "* ]]; then
   python3 tools/peers/fla_step.py --batch 1 --repeats 1 ${KLA_PEER_ARGUMENTS:-} > "$out/peer_warm.log" 2>&1 &
 fi
-targets=(kla test_device test_eval test_distributed)
+targets=(kla test_device test_train test_eval test_distributed)
 check configure 60 "${configure[@]}" && check build 400 cmake --build "$build" -j "$(nproc)" --target "${targets[@]}" ||
   exit 1
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
@@ -90,6 +90,7 @@ ranks() {
 
 tests() {
   check test_device 150 "$build/tests/test_device" || failed=1
+  check test_train 90 "$build/tests/test_train" --gtest_filter='DeviceTraining.*' || failed=1
   check test_eval 60 "$build/tests/test_eval" || failed=1
 }
 
@@ -125,6 +126,7 @@ train() {
 inputs: ["$data/corpus.txt"]
 output: "$data/tokens"
 tokenizer: {vocab_size: 1024}
+val_fraction: 0
 END
   cat > "$data/run.yaml" << END
 defaults: [$root/configs/quickstart/kla.yaml]

@@ -48,9 +48,9 @@ TEST(Schema, ListsEveryFieldOfTheOtherConfigs) {
   EXPECT_EQ(schema_of(prepare).fields().size(),
             members<PrepareConfig>() - 1 + members<TokenizerConfig>());
   BenchConfig bench;
-  EXPECT_EQ(schema_of(bench).fields().size(),
-            members<BenchConfig>() - 2 + members<ModelConfig>() - 1 + members<StepSizeConfig>() +
-                members<DeviceConfig>());
+  EXPECT_EQ(schema_of(bench).fields().size(), members<BenchConfig>() - 2 + members<ModelConfig>() -
+                                                  1 + members<StepSizeConfig>() +
+                                                  members<DeviceConfig>());
   SweepConfig sweep;
   EXPECT_EQ(schema_of(sweep).fields().size(), members<SweepConfig>());
 }

@@ -9,12 +9,6 @@
 namespace kla::testing {
 namespace {
 
-std::vector<Device> cuda_devices() {
-  std::vector<Device> devices = devices_under_test();
-  std::erase(devices, Device::cpu);
-  return devices;
-}
-
 std::string describe(const DeltaShape& s) {
   return "B " + std::to_string(s.B) + ", T " + std::to_string(s.T) + ", H " + std::to_string(s.H) +
          ", K " + std::to_string(s.K) + ", V " + std::to_string(s.V) + ", ";
@@ -47,7 +41,7 @@ void expect_prep(const MixerCase& c, const std::string& what, bool aligned) {
   };
   for (DType compute : {DType::f32, DType::bf16}) {
     const Results reference = execute(Device::reference, program, 1, compute);
-    for (Device device : cuda_devices()) {
+    for (Device device : devices_under_test()) {
       const Results results = execute(device, program, 1, compute);
       const std::string where = describe(c.shape) + what + (aligned ? ", aligned" : "") + " on " +
                                 name_of(device) + " in " + name_of(compute);
@@ -119,7 +113,7 @@ TEST(DevicePrep, SumsOverTilesAndBlocks) {
       run_prep(lab, c);
     };
     const Results reference = execute(Device::reference, program);
-    for (Device device : cuda_devices())
+    for (Device device : devices_under_test())
       expect_close(execute(device, program), reference, kFloatBound, name_of(device));
   }
 }
@@ -167,7 +161,7 @@ TEST(DevicePrep, DecodesInPlace) {
     lab.keep("position", prep.position_out);
   };
   for (DType compute : {DType::f32, DType::bf16})
-    for (Device device : cuda_devices())
+    for (Device device : devices_under_test())
       expect_close(execute(device, program, 1, compute),
                    execute(Device::reference, program, 1, compute),
                    compute == DType::f32 ? kFloatBound : kBf16Bound, name_of(device));
@@ -178,7 +172,7 @@ TEST(DevicePrep, HasTheSameBitsAgain) {
   c.inputs["reset"] = resets_at(c.shape, {3, 66, 100});
   const auto program = [&](Lab& lab) { run_prep(lab, c); };
   for (DType compute : {DType::f32, DType::bf16})
-    for (Device device : cuda_devices())
+    for (Device device : devices_under_test())
       expect_identical(execute(device, program, 1, compute), execute(device, program, 3, compute),
                        name_of(device));
 }
@@ -186,7 +180,7 @@ TEST(DevicePrep, HasTheSameBitsAgain) {
 TEST(DevicePrep, RefusesHeadsItDoesNotTake) {
   for (const auto& [K, V] : {std::pair<int64_t, int64_t>{24, 16}, {272, 16}, {16, 8}}) {
     const MixerCase c = draw_mixer({.B = 1, .T = 2, .H = 1, .K = K, .V = V}, {});
-    for (Device device : cuda_devices()) {
+    for (Device device : devices_under_test()) {
       Arena plan("plan");
       Lab lab(device, 1, plan);
       try {
@@ -220,7 +214,7 @@ TEST(DeviceStep, FollowsTheRecurrence) {
       lab.keep("S", step.S);
     };
     for (DType compute : {DType::f32, DType::bf16})
-      for (Device device : cuda_devices())
+      for (Device device : devices_under_test())
         expect_close(execute(device, program, 1, compute),
                      execute(Device::reference, program, 1, compute),
                      compute == DType::f32 ? kFloatBound : kBf16Bound,

@@ -14,13 +14,6 @@
 namespace kla::testing {
 namespace {
 
-// The devices that run kernels/cuda/.
-std::vector<Device> cuda_devices() {
-  std::vector<Device> devices = devices_under_test();
-  std::erase(devices, Device::cpu);
-  return devices;
-}
-
 double dot(const double* a, const double* b, int64_t count) {
   double sum = 0;
   for (int64_t i = 0; i < count; ++i) sum += a[i] * b[i];
@@ -75,7 +68,7 @@ void expect_scan(const DeltaProblem& p, const std::string& what,
   for (DType compute : types) {
     Results reference = execute(Device::reference, program, 1, compute);
     const double bound = compute == DType::f32 ? kFloatBound : kBf16Bound;
-    for (Device device : cuda_devices()) {
+    for (Device device : devices_under_test()) {
       Results results = execute(device, program, 1, compute);
       const std::string where = "T " + std::to_string(s.T) + ", K " + std::to_string(s.K) + ", V " +
                                 std::to_string(s.V) + ", " + what + " on " + name_of(device) +
@@ -152,7 +145,7 @@ TEST(DeviceScan, HasNoGateGradientAtAReset) {
   DeltaProblem p = draw_problem({.T = 70, .H = 1, .K = 16, .V = 16}, Decay::slow);
   reset_at(p, {0, 5, 64});
   const DeltaCache cache = cache_of(p);
-  for (Device device : cuda_devices())
+  for (Device device : devices_under_test())
     for (DType compute : {DType::f32, DType::bf16}) {
       const Results r = execute(
           device, [&](Lab& lab) { run_scan(lab, p, cache); }, 1, compute);
@@ -172,7 +165,7 @@ TEST(DeviceScan, KeepsDocumentsApart) {
     for (Values* x : {&two.q, &two.v, &two.dout})
       for (size_t i = 0; i < static_cast<size_t>(start) * 16; ++i) (*x)[i] = 3 - (*x)[i];
     for (double& x : two.S_initial) x = 5 - x;
-    for (Device device : cuda_devices())
+    for (Device device : devices_under_test())
       for (DType compute : {DType::f32, DType::bf16}) {
         const auto run = [&](const DeltaProblem& problem) {
           return execute(
@@ -224,7 +217,7 @@ TEST(DeviceScan, CarriesStatesInPlaceOrStartsFromNothing) {
       lab.keep("dS", dS);
     };
     const Results reference = execute(Device::reference, program);
-    for (Device device : cuda_devices())
+    for (Device device : devices_under_test())
       expect_close(execute(device, program), reference, kFloatBound, given ? "in place" : "fresh");
   }
 }
@@ -233,7 +226,7 @@ TEST(DeviceScan, RepeatsItselfWithAnyNumberOfThreads) {
   const DeltaProblem p = draw_problem({.B = 2, .T = 70, .H = 2, .K = 48, .V = 96}, Decay::mixed);
   const DeltaCache cache = cache_of(p);
   const auto program = [&](Lab& lab) { run_scan(lab, p, cache); };
-  for (Device device : cuda_devices())
+  for (Device device : devices_under_test())
     for (DType compute : {DType::f32, DType::bf16})
       expect_identical(execute(device, program, 1, compute), execute(device, program, 3, compute),
                        name_of(compute));
@@ -241,7 +234,7 @@ TEST(DeviceScan, RepeatsItselfWithAnyNumberOfThreads) {
 
 TEST(DeviceScan, RefusesHeadDimsItDoesNotTake) {
   constexpr int64_t kShapes[][2] = {{24, 32}, {272, 32}, {32, 24}};
-  for (Device device : cuda_devices())
+  for (Device device : devices_under_test())
     for (const auto& [K, V] : kShapes) {
       const DeltaProblem p = draw_problem({.T = 3, .H = 1, .K = K, .V = V}, Decay::slow);
       const DeltaCache cache = cache_of(p);

@@ -58,6 +58,7 @@ TEST(Generator, GreedyContinuationEqualsFullForwards) {
   const ModelConfig config = testing::small_config();
   LanguageModel model(config);
   DeviceConfig device;
+  device.backend = "cpu";
   device.threads = 2;
   Runtime runtime(device);
   Weights weights;

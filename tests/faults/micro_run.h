@@ -45,7 +45,7 @@ class MicroRun : public ::testing::Test {
                "tokenizer: {vocab_size: 400, character_coverage: 1}\n");
     write_file(at("micro.yaml"),
                "run: {name: micro, dir: \"{name}\"}\n"
-               "model: {hidden_size: 32, num_heads: 2, key_head_dim: 12, value_head_dim: 24,\n"
+               "model: {hidden_size: 32, num_heads: 2, key_head_dim: 16, value_head_dim: 32,\n"
                "        intermediate_size: 64, vocab_size: 448}\n"
                "data: {train: data/train, val: data/val, seq_len: 64}\n"
                "train: {max_tokens: 15360, global_batch_tokens: 256, micro_batch_size: 2}\n"

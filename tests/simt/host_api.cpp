@@ -97,7 +97,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
   size_t available = 0;
   cudaMemGetInfo(&available, &p->totalGlobalMem);
   p->sharedMemPerBlock = 48 * 1024;
-  p->sharedMemPerBlockOptin = p->sharedMemPerMultiprocessor = kla::fibers::SharedArrays::kLimit;
+  p->sharedMemPerBlockOptin = p->sharedMemPerMultiprocessor = kla::fibers::SharedArrays::limit();
   p->major = 8;
   p->multiProcessorCount = 1;
   p->warpSize = warpSize;
@@ -143,7 +143,7 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 }
 
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int value) {
-  const bool fits = value >= 0 && static_cast<size_t>(value) <= kla::fibers::SharedArrays::kLimit;
+  const bool fits = value >= 0 && static_cast<size_t>(value) <= kla::fibers::SharedArrays::limit();
   return fits ? cudaSuccess : remember(cudaErrorInvalidValue);
 }
 

@@ -1,5 +1,6 @@
 #include "tests/simt/shared_arrays.h"
 
+#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <string>
@@ -45,11 +46,20 @@ void SharedArrays::fence(size_t begin, size_t end) {
 #endif
 }
 
+size_t SharedArrays::limit() {
+  static const size_t bytes = [] {
+    const char* kilobytes = std::getenv("KLA_SIMT_SHARED_KB");
+    const size_t wanted = kilobytes ? std::strtoul(kilobytes, nullptr, 10) * 1024 : 163 * 1024;
+    return wanted < kMost ? wanted : kMost;
+  }();
+  return bytes;
+}
+
 void SharedArrays::begin(size_t declared_bytes) {
-  if (declared_bytes > kLimit)
+  if (declared_bytes > limit())
     throw Error(Exit::internal,
                 "simt: a launch declares " + std::to_string(declared_bytes) +
-                    " bytes of shared memory; a block has " + std::to_string(kLimit),
+                    " bytes of shared memory; a block has " + std::to_string(limit()),
                 "use smaller tiles");
   if (!arrays_.empty()) ASAN_POISON_MEMORY_REGION(memory_, arrays_.back().next);
   fence(0, kRedZone);

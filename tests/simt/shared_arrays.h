@@ -12,8 +12,10 @@ namespace kla::fibers {
 
 class SharedArrays {
  public:
-  static constexpr size_t kLimit = 163 * 1024;  // of a block, compute capability 8.0
-  static constexpr size_t kAlignment = 128;     // as SharedSize in kernels/cuda/launch.cuh counts
+  static constexpr size_t kMost = 227 * 1024;  // of a block, compute capability 9.0
+  static constexpr size_t kAlignment = 128;    // as SharedSize in kernels/cuda/launch.cuh counts
+  // Bytes a block may have: 163 kB as on compute capability 8.0, or KLA_SIMT_SHARED_KB of them.
+  static size_t limit();
 
   SharedArrays();
   ~SharedArrays();
@@ -28,7 +30,7 @@ class SharedArrays {
 
  private:
   static constexpr size_t kRedZone = 256, kMaxArrays = 96;
-  static constexpr size_t kCapacity = kLimit + (kMaxArrays + 1) * kRedZone;
+  static constexpr size_t kCapacity = kMost + (kMaxArrays + 1) * kRedZone;
   struct Array {
     size_t begin, end;  // the red zone behind it reaches to `next`
     size_t next;

@@ -42,6 +42,7 @@ inline TokenDataset make_tokens(const std::string& directory, int64_t tokens, ui
 
 inline Config tiny_config(int64_t steps) {
   Config c;
+  c.device.backend = "cpu";
   c.model.hidden_size = 32;
   c.model.num_heads = 2;
   c.model.key_head_dim = 12;
