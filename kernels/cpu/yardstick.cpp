@@ -128,7 +128,8 @@ std::vector<std::string> library_versions() {
   std::string instructions = "unknown instructions";
   for (const auto& [value, name] : names)
     if (value == isa) instructions = name;
-  const int64_t best = hwy::SupportedTargets() & -hwy::SupportedTargets();  // the lowest bit
+  const int64_t targets = hwy::SupportedTargets() & HWY_TARGETS;
+  const int64_t best = targets & -targets;  // the lowest bit
   return {"oneDNN " + std::to_string(v.major) + "." + std::to_string(v.minor) + "." +
               std::to_string(v.patch) + " (" + instructions + ")",
           std::string("Highway (") + hwy::TargetName(best) + ")"};
