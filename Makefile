@@ -10,7 +10,7 @@ menu:
 	@echo "make setup       install what is missing (Debian packages; needs root or sudo)"
 	@echo "make build       build/release/kla, the program"
 	@echo "make cuda        build/cuda/kla for NVIDIA GPUs, wherever the toolkit is; registers and spills of its kernels"
-	@echo "make quickstart  from nothing to two trained models and a report, about 9 minutes on 2 cores"
+	@echo "make quickstart  from nothing to two trained models and a report, about 7 minutes on 2 cores"
 	@echo "make test        build everything with warnings as errors and run all tests"
 	@echo "make sanitize    the kernels' tests under AddressSanitizer and UBSan, CUDA kernels included"
 	@echo "make bench       speed of every op and of the training step on this machine"
