@@ -19,28 +19,34 @@ struct ReverseArgs {
 // dS <- gamma dS + s (D dO)^T Q + dR^T K, dR = -D beta N: from the leaving to the entering state.
 template <int kBlocks, class T>
 __device__ __forceinline__ void write_gradient(Accumulator (&dS)[kBlocks],
-                                               const Accumulator (&KdS)[kTokenBlocks],
+                                               Accumulator (&KdS)[kTokenBlocks],
                                                const Tile<T>& dout, const Tile<T>& q,
                                                const Tile<T>& k, const Triangle<T>& Tg,
                                                const Triangle<T>& P, const Gates& gates,
                                                float scale) {
   const int column = warp_index() * kBlock;
   OperandA<T> dX[kTokenBlocks];
+  forget(KdS, gates, gates.E);
 #pragma unroll
   for (int j = 0; j < kTokenBlocks; ++j) dX[j] = write_gradients(KdS[j], dout, column, j, P, gates);
-  decay_state(dS, gates.gamma);
+  decay_state(dS, gates);
 #pragma unroll
   for (int j = 0; j < kTokenBlocks; ++j) {
-    Accumulator dR = error_gradients(dX, j, Tg), read;
+    Accumulator through[2] = {error_gradients(dX, j, Tg), {}};  // k and q
     const OperandA<T> d = load_a_transposed(dout, column, j * kBlock);
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       const int t = j * kBlock + column_of(e);
-      dR[e] = decayed(-gates.D[t] * gates.beta[t], dR[e]);
-      read[e] = decayed(scale * gates.D[t], value(d, e));
+      through[0][e] *= -gates.D[t] * gates.beta[t];
+      through[1][e] = scale * gates.D[t] * value(d, e);
     }
-    add_to_state(dS, operand<T>(dR), k, j);
-    add_to_state(dS, operand<T>(read), q, j);
+    if (gates.resets != 0) {
+#pragma unroll
+      for (int e = 0; e < 8; ++e)
+        if (gates.D[j * kBlock + column_of(e)] == 0) through[0][e] = through[1][e] = 0;
+    }
+    add_to_state(dS, operand<T>(through[0]), k, j);
+    add_to_state(dS, operand<T>(through[1]), q, j);
   }
 }
 
@@ -49,30 +55,27 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, 1) reverse_kernel(
   SharedMemory shared;
   const ScanMemory<T, kK> memory(shared);
   const DeltaPointers<T>& in = a.in;
-  const ScanFeed<T, kK, true> feed{in, a.dout, memory, a.slices};
   const ScanPlace at(in.H, a.slices);
-  const bool active = at.column < in.V;
+  const ScanFeed<T, kK, true> feed{in, a.dout, memory, at};
   Accumulator dS[kK / kBlock];
-  if (active) load_state(dS, a.dS_final ? a.dS_final + carried_state(in, at) : nullptr, in.K);
+  load_state(dS, a.dS_final ? a.dS_final + carried_state(in, at) : nullptr, in.K);
   feed.begin();
 
 #pragma unroll 1
   for (int step = 0; step < in.NC; ++step) {
     feed.enter(step);
     const auto tiles = memory.stage(step);
-    if (active) {
-      const ChunkPlace p = feed.place(step);
-      const int column = ScanPlace(in.H, a.slices).column;
-      store_state(dS, a.dS_leave + (chunk_index(in, p) * in.V + column) * in.K, in.K);
-      Accumulator KdS[kTokenBlocks];
-      read_state(dS, tiles.k, 0, KdS);
-      write_gradient(dS, KdS, tiles.values, tiles.q, tiles.k, tiles.inverse, tiles.P, *tiles.gates,
-                     in.scale);
-    }
+    OperandA<T> s[kK / kBlock];
+    round_state(dS, s);
+    store_state(s, a.dS_leave + (chunk_index(in, feed.place(step)) * in.V + at.column) * in.K,
+                in.K);
+    Accumulator KdS[kTokenBlocks];
+    read_state(s, tiles.k, 0, KdS);
+    write_gradient(dS, KdS, tiles.values, tiles.q, tiles.k, tiles.inverse, tiles.P, *tiles.gates,
+                   in.scale);
     feed.leave(step);
   }
-  if (active && a.dS_initial)
-    store_state(dS, a.dS_initial + carried_state(in, ScanPlace(in.H, a.slices)), in.K);
+  if (a.dS_initial) store_state(dS, a.dS_initial + carried_state(in, at), in.K);
 }
 
 template <class T, int kK>

@@ -23,20 +23,23 @@ template <class T, class Block>
 __device__ __forceinline__ OperandA<T> kept_writes(const Block& X, int i, const Gates& gates) {
   Accumulator x;
 #pragma unroll
-  for (int e = 0; e < 8; ++e) x[e] = decayed(gates.E[i * kBlock + column_of(e)], value(X, e));
+  for (int e = 0; e < 8; ++e) x[e] = gates.E[i * kBlock + column_of(e)] * value(X, e);
   return operand<T>(x);
 }
 
-// O = s D (Q S) + P X into the place of the values, and S <- gamma S + (E X)^T K; R holds K S.
+// O = s D (Q S) + P X into the place of the values, and S <- gamma S + (E X)^T K; s is S rounded,
+// R holds K S.
 template <int kBlocks, class T>
 __device__ __forceinline__ void write_state(Accumulator (&S)[kBlocks],
-                                            const Accumulator (&R)[kTokenBlocks], const Tile<T>& q,
+                                            const OperandA<T> (&s)[kBlocks],
+                                            Accumulator (&R)[kTokenBlocks], const Tile<T>& q,
                                             const Tile<T>& k, const Tile<T>& values,
                                             const Triangle<T>& Tg, const Triangle<T>& P,
                                             const Gates& gates, float scale) {
-  const int column = thread_index() / 32 * kBlock;
+  const int column = warp_index() * kBlock;
   constexpr bool kLate = sizeof(T) == 4;  // X is exact: E X can wait, and takes no registers
   OperandA<T> Yb[kTokenBlocks], X[kTokenBlocks], EX[kTokenBlocks];
+  forget(R, gates, gates.D);
 #pragma unroll
   for (int j = 0; j < kTokenBlocks; ++j) Yb[j] = weighted_errors(R[j], values, column, j, gates);
 #pragma unroll
@@ -45,29 +48,31 @@ __device__ __forceinline__ void write_state(Accumulator (&S)[kBlocks],
     X[i] = operand<T>(x);
     if (!kLate) EX[i] = kept_writes<T>(x, i, gates);
   }
-  __syncwarp();           // the values of these columns have been read
-  __threadfence_block();  // here and below: loads drawn ahead would take registers that S needs
+  if (!kLate) forget(EX, gates, gates.E);
+  __syncwarp();  // the values of these columns have been read
 #pragma unroll
   for (int first = 0; first < kTokenBlocks; first += 2) {
     Accumulator O[2];
-    read_state(S, q, first, O);
+    read_state(s, q, first, O);
+    forget(O, gates, gates.D, first);
 #pragma unroll
     for (int i = first; i < first + 2; ++i) {
       Accumulator& o = O[i - first];
 #pragma unroll
-      for (int e = 0; e < 8; ++e) o[e] = decayed(scale * gates.D[i * kBlock + column_of(e)], o[e]);
+      for (int e = 0; e < 8; ++e) o[e] *= scale * gates.D[i * kBlock + column_of(e)];
 #pragma unroll
       for (int j = 0; j <= i; ++j) multiply_add(o, X[j], load_b_transposed(P.block(i, j), 0, 0));
       store_transposed(values, i * kBlock, column, o);
     }
-    __threadfence_block();
   }
-  decay_state(S, gates.gamma);
+  decay_state(S, gates);
+  if (kLate) {
 #pragma unroll
-  for (int i = 0; i < kTokenBlocks; ++i) {
-    if (kLate) EX[i] = kept_writes<T>(X[i], i, gates);
-    add_to_state(S, EX[i], k, i);
+    for (int i = 0; i < kTokenBlocks; ++i) EX[i] = kept_writes<T>(X[i], i, gates);
+    forget(EX, gates, gates.E);
   }
+#pragma unroll
+  for (int i = 0; i < kTokenBlocks; ++i) add_to_state(S, EX[i], k, i);
 }
 
 template <class T, int kK>
@@ -75,33 +80,30 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, 1) forward_kernel(
   SharedMemory shared;
   const ScanMemory<T, kK> memory(shared);
   const DeltaPointers<T>& in = a.in;
-  const ScanFeed<T, kK, false> feed{in, in.v, memory, a.slices};
   const ScanPlace at(in.H, a.slices);
-  const bool active = at.column < in.V;
+  const ScanFeed<T, kK, false> feed{in, in.v, memory, at};
   Accumulator S[kK / kBlock];
-  if (active) load_state(S, a.S_initial ? a.S_initial + carried_state(in, at) : nullptr, in.K);
+  load_state(S, a.S_initial ? a.S_initial + carried_state(in, at) : nullptr, in.K);
   feed.begin();
 
 #pragma unroll 1
   for (int n = 0; n < in.NC; ++n) {
     feed.enter(n);
     const auto tiles = memory.stage(n);
-    if (active) {
-      const ChunkPlace p = feed.place(n);
-      const int column = ScanPlace(in.H, a.slices).column;
-      if (a.S_enter) store_state(S, a.S_enter + (chunk_index(in, p) * in.V + column) * in.K, in.K);
-      Accumulator R[kTokenBlocks];
-      read_state(S, tiles.k, 0, R);
-      write_state(S, R, tiles.q, tiles.k, tiles.values, tiles.inverse, tiles.P, *tiles.gates,
-                  in.scale);
-      __syncwarp();
-      write_columns(a.o + first_row(in, p) * in.V + column, in.H * in.V, p.tokens,
-                    Tile<T>{tiles.values.at(0, warp_index() * kBlock), tiles.values.stride});
-    }
+    const ChunkPlace p = feed.place(n);
+    OperandA<T> s[kK / kBlock];
+    round_state(S, s);
+    if (a.S_enter) store_state(s, a.S_enter + (chunk_index(in, p) * in.V + at.column) * in.K, in.K);
+    Accumulator R[kTokenBlocks];
+    read_state(s, tiles.k, 0, R);
+    write_state(S, s, R, tiles.q, tiles.k, tiles.values, tiles.inverse, tiles.P, *tiles.gates,
+                in.scale);
+    __syncwarp();
+    write_columns(a.o + first_row(in, p) * in.V + at.column, in.H * in.V, p.tokens,
+                  Tile<T>{tiles.values.at(0, warp_index() * kBlock), tiles.values.stride});
     feed.leave(n);
   }
-  if (active && a.S_final)
-    store_state(S, a.S_final + carried_state(in, ScanPlace(in.H, a.slices)), in.K);
+  if (a.S_final) store_state(S, a.S_final + carried_state(in, at), in.K);
 }
 
 template <class T, int kK>

@@ -28,6 +28,11 @@ __device__ inline int lane_index() {
 __device__ inline int warp_index() {
   return static_cast<int>(threadIdx.x / 32);
 }
+// The same as the compiler cannot know it otherwise: one number for all lanes, so that branches on
+// it are the warp's, not a lane's. Every lane must call.
+__device__ inline int uniform_warp_index() {
+  return __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x / 32), 0);
+}
 __device__ inline int warp_count() {
   return static_cast<int>(blockDim.x / 32);
 }
@@ -253,18 +258,30 @@ __device__ void store_transposed(const Tile<T>& tile, int row, int column, const
 }
 
 // The first `rows` rows of a block to global memory: whole 32-byte sectors, `row_stride` elements
-// apart. Neighbouring lanes first swap a pair each, so that a row's half sectors become whole ones.
+// apart. Neighbouring lanes first swap a pair each, so that a row's half sectors become whole ones:
+// of rows g and g + 8 a lane then has four elements at `sector_column`.
+__device__ inline int sector_column() {
+  return lane_index() % 4 / 2 * 4 + lane_index() % 2 * 8;
+}
+__device__ inline uint2 sector_part(const OperandA<bfloat16>& a, int half) {
+  const bool odd = lane_index() % 2;
+  const uint32_t left = a.x[half], right = a.x[half + 2];
+  const uint32_t other = __shfl_xor_sync(kAllLanes, odd ? left : right, 1);
+  return make_uint2(odd ? other : left, odd ? right : other);
+}
+__device__ inline void store_global(bfloat16* to, int64_t row_stride, int rows,
+                                    const OperandA<bfloat16>& a) {
+  const int row = lane_index() / 4;
+  bfloat16* place = to + row * row_stride + sector_column();
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const uint2 four = sector_part(a, half);
+    if (row + 8 * half < rows) *reinterpret_cast<uint2*>(place + 8 * half * row_stride) = four;
+  }
+}
 __device__ inline void store_global(bfloat16* to, int64_t row_stride, int rows,
                                     const Accumulator& c) {
-  const int lane = thread_index() % 32, odd = lane % 2;
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const uint32_t left = pack(c[2 * h], c[2 * h + 1]), right = pack(c[2 * h + 4], c[2 * h + 5]);
-    const uint32_t other = __shfl_xor_sync(kAllLanes, odd ? left : right, 1);
-    const uint2 four = odd ? make_uint2(other, right) : make_uint2(left, other);
-    const int row = lane / 4 + 8 * h, column = lane % 4 / 2 * 4 + odd * 8;
-    if (row < rows) *reinterpret_cast<uint2*>(to + row * row_stride + column) = four;
-  }
+  store_global(to, row_stride, rows, operand(c, bfloat16{}));
 }
 __device__ inline void store_global(float* to, int64_t row_stride, int rows, const Accumulator& c) {
 #pragma unroll
@@ -272,6 +289,13 @@ __device__ inline void store_global(float* to, int64_t row_stride, int rows, con
     if (row_of(e) < rows)
       *reinterpret_cast<float2*>(to + row_of(e) * row_stride + column_of(e)) =
           make_float2(c[e], c[e + 1]);
+}
+__device__ inline void store_global(float* to, int64_t row_stride, int rows,
+                                    const OperandA<float>& a) {
+  Accumulator c;
+#pragma unroll
+  for (int e = 0; e < 8; ++e) c[e] = a.x[e];
+  store_global(to, row_stride, rows, c);
 }
 __device__ inline Accumulator load_global(const float* from, int64_t row_stride) {
   Accumulator c;
