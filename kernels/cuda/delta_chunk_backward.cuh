@@ -150,7 +150,7 @@ struct BackwardMemory {
                   static_cast<int>(threadIdx.x), Layout::kThreads);
     copy_queries(in, p);
     copy_triangle(inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, warp_index(),
-                  Layout::kWarps);
+                  Layout::kWarps, lane_index());
   }
   __device__ void copy_tile_of_values(const BackwardArgs<T>& a, const ChunkPlace& p, int n) const {
     const VTile to = tile(n);

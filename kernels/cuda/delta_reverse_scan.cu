@@ -2,6 +2,7 @@
 // (KERNEL_MATH 6, equations 1, 2, 4, 10). The forward scan mirrored: dS^T stays in accumulators
 // (delta_scan.cuh).
 #include "kernels/cuda/delta_scan.cuh"
+#include "kernels/cuda/delta_scan_wgmma.h"
 
 namespace kla::KLA_BACKEND {
 namespace {
@@ -97,6 +98,8 @@ void launch_reverse(const Context& context, const DeltaReverseScan& a) {
 }
 
 void delta_reverse_scan(Context& context, const DeltaReverseScan& a) {
+  if (scans_on_warpgroups(context, a.in.q.dim(3), a.dout.dim(3)))
+    return delta_reverse_scan_wgmma(context, a);
   visit_head_dims(a.in.q.dim(3), a.dout.dim(3), [&](auto width) {
     visit_compute(context, [&]<class T>(T) { launch_reverse<T, width>(context, a); });
   });

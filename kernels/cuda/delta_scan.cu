@@ -1,6 +1,7 @@
 // Forward scan of the gated delta rule in the Y form (KERNEL_MATH 4a), transposed: S^T stays in
 // accumulators through all chunks and is never rounded between them (delta_scan.cuh).
 #include "kernels/cuda/delta_scan.cuh"
+#include "kernels/cuda/delta_scan_wgmma.h"
 
 namespace kla::KLA_BACKEND {
 namespace {
@@ -125,6 +126,8 @@ void launch_forward(const Context& context, const DeltaScanForward& a) {
 }
 
 void delta_scan_forward(Context& context, const DeltaScanForward& a) {
+  if (scans_on_warpgroups(context, a.in.q.dim(3), a.in.v.dim(3)))
+    return delta_scan_forward_wgmma(context, a);
   visit_head_dims(a.in.q.dim(3), a.in.v.dim(3), [&](auto width) {
     visit_compute(context, [&]<class T>(T) { launch_forward<T, width>(context, a); });
   });

@@ -103,7 +103,7 @@ struct ScanFeed {
                       values + row * in.V + at.column, in.H * in.V, p.tokens, kBlock, lane_index(),
                       32);
     copy_triangle(to.inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, warp_index(),
-                  warp_count());
+                  warp_count(), lane_index());
     cp_async_commit();
   }
   __device__ GateInputs gate_inputs(int step) const {

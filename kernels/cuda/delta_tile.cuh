@@ -169,12 +169,12 @@ struct BlockIndex {
 };
 
 // The lower blocks of a [64][64] matrix; a warp takes every warps-th block.
-template <class T>
-__device__ __forceinline__ void copy_triangle(const Triangle<T>& to, const T* square, int warp,
-                                              int warps) {
+template <class AnyTriangle, class T>
+__device__ __forceinline__ void copy_triangle(const AnyTriangle& to, const T* square, int warp,
+                                              int warps, int lane) {
   constexpr int kPiece = 16 / static_cast<int>(sizeof(T)), kPieces = kBlock / kPiece;
   constexpr int kPass = 32 / kPieces;
-  const int row = lane_index() / kPieces, column = lane_index() % kPieces * kPiece;
+  const int row = lane / kPieces, column = lane % kPieces * kPiece;
   for (int index = warp; index < kLowerBlocks; index += warps) {
     const BlockIndex block(index);
     const T* from = square + (block.i * kBlock + row) * kTokens + block.j * kBlock + column;
@@ -285,8 +285,8 @@ __device__ inline void make_gates(Gates& out, const GateInputs& in) {
 // ---- Products ----------------------------------------------------------------------------------
 
 // rows i of a times rows j of b, summed over their kK columns.
-template <int kK, class T>
-__device__ Accumulator product_abt(const Tile<T>& a, int i, const Tile<T>& b, int j) {
+template <int kK, class AnyTile>
+__device__ Accumulator product_abt(const AnyTile& a, int i, const AnyTile& b, int j) {
   Accumulator c;
 #pragma unroll
   for (int k = 0; k < kK; k += kBlock)
@@ -295,13 +295,13 @@ __device__ Accumulator product_abt(const Tile<T>& a, int i, const Tile<T>& b, in
 }
 
 // T0 -> Gam o T0 in place, and P = s Gam o Q K^T. The block's warps share the ten blocks.
-template <int kK, class T>
-__device__ void gate_triangles(const Triangle<T>& inverse, const Triangle<T>& P, const Tile<T>& q,
-                               const Tile<T>& k, const Gates& gates, float scale) {
+template <int kK, class AnyTriangle, class AnyTile>
+__device__ void gate_triangles(const AnyTriangle& inverse, const AnyTriangle& P, const AnyTile& q,
+                               const AnyTile& k, const Gates& gates, float scale) {
   for (int index = warp_index(); index < kLowerBlocks; index += warp_count()) {
     const BlockIndex block(index);
     Accumulator p = product_abt<kK>(q, block.i, k, block.j), gated;
-    const OperandA<T> T0 = load_a(inverse.block(index), 0, 0);
+    const auto T0 = load_a(inverse.block(index), 0, 0);
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       const int i = block.i * kBlock + row_of(e), j = block.j * kBlock + column_of(e);

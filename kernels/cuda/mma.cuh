@@ -58,6 +58,17 @@ struct Tile {
   __device__ T* at(int row, int column) const { return data + row * stride + column; }
 };
 
+// Rows of kColumns bf16 values in 8x8 cores of 128 bytes, one behind the other along the rows: what
+// a product of a warpgroup reads (wgmma.cuh).
+template <int kColumns>
+struct CoreTile {
+  static constexpr int kCore = 64, kRowOfCores = kColumns / 8 * kCore;  // elements
+  bfloat16* data;
+  __device__ bfloat16* at(int row, int column) const {
+    return data + row / 8 * kRowOfCores + column / 8 * kCore + row % 8 * 8 + column % 8;
+  }
+};
+
 struct Accumulator {  // 16x16, f32
   float x[2][4] = {};
   __device__ float& operator[](int e) { return x[e / 4][e % 4]; }
@@ -109,26 +120,29 @@ __device__ inline OperandA<bfloat16> operand(const Accumulator& c, bfloat16) {
 
 // The left operand whose corner is (row, k) of a tile, or (k, row) of a tile that holds the
 // transpose; the right operand (k, column), or (column, k) of the transpose.
-__device__ inline OperandA<bfloat16> load_a(const Tile<bfloat16>& tile, int row, int k) {
+template <class AnyTile>
+__device__ inline OperandA<bfloat16> load_a(const AnyTile& tile, int row, int k) {
   const int lane = lane_index();
   OperandA<bfloat16> a;
   ldmatrix_x4(a.x, tile.at(row + lane % 16, k + lane / 16 * 8));
   return a;
 }
-__device__ inline OperandA<bfloat16> load_a_transposed(const Tile<bfloat16>& tile, int row, int k) {
+template <class AnyTile>
+__device__ inline OperandA<bfloat16> load_a_transposed(const AnyTile& tile, int row, int k) {
   const int lane = lane_index();
   OperandA<bfloat16> a;
   ldmatrix_x4_trans(a.x, tile.at(k + lane / 16 * 8 + lane % 8, row + lane / 8 % 2 * 8));
   return a;
 }
-__device__ inline OperandB<bfloat16> load_b(const Tile<bfloat16>& tile, int k, int column) {
+template <class AnyTile>
+__device__ inline OperandB<bfloat16> load_b(const AnyTile& tile, int k, int column) {
   const int lane = lane_index();
   OperandB<bfloat16> b;
   ldmatrix_x4_trans(b.x, tile.at(k + lane % 16, column + lane / 16 * 8));
   return b;
 }
-__device__ inline OperandB<bfloat16> load_b_transposed(const Tile<bfloat16>& tile, int column,
-                                                       int k) {
+template <class AnyTile>
+__device__ inline OperandB<bfloat16> load_b_transposed(const AnyTile& tile, int column, int k) {
   const int lane = lane_index();
   OperandB<bfloat16> b;
   ldmatrix_x4(b.x, tile.at(column + lane / 16 * 8 + lane % 8, k + lane / 8 % 2 * 8));
@@ -239,8 +253,8 @@ __device__ OperandA<T> operand(const Accumulator& c) {
 }
 
 // A block to a tile, at (row, column), or its transpose there.
-__device__ inline void store(const Tile<bfloat16>& tile, int row, int column,
-                             const Accumulator& c) {
+template <class AnyTile>
+__device__ inline void store(const AnyTile& tile, int row, int column, const Accumulator& c) {
 #pragma unroll
   for (int e = 0; e < 8; e += 2)
     *reinterpret_cast<__nv_bfloat162*>(tile.at(row + row_of(e), column + column_of(e))) =
@@ -250,11 +264,20 @@ __device__ inline void store(const Tile<float>& tile, int row, int column, const
 #pragma unroll
   for (int e = 0; e < 8; ++e) *tile.at(row + row_of(e), column + column_of(e)) = c[e];
 }
-template <class T>
-__device__ void store_transposed(const Tile<T>& tile, int row, int column, const Accumulator& c) {
+__device__ inline void store_transposed(const Tile<bfloat16>& tile, int row, int column,
+                                        const Accumulator& c) {
+  const OperandA<bfloat16> a = operand(c, bfloat16{});
+  const int lane = lane_index();
+  bfloat16* to = tile.at(row + lane / 4, column + lane % 4 * 2);
 #pragma unroll
-  for (int e = 0; e < 8; ++e)
-    *tile.at(row + column_of(e), column + row_of(e)) = static_cast<T>(c[e]);
+  for (int m = 0; m < 4; ++m)  // 8x8 matrices of c, down its columns
+    *reinterpret_cast<uint32_t*>(to + m / 2 * 8 * tile.stride + m % 2 * 8) =
+        movmatrix_trans(a.x[m]);
+}
+__device__ inline void store_transposed(const Tile<float>& tile, int row, int column,
+                                        const Accumulator& c) {
+#pragma unroll
+  for (int e = 0; e < 8; ++e) *tile.at(row + column_of(e), column + row_of(e)) = c[e];
 }
 
 // The first `rows` rows of a block to global memory: whole 32-byte sectors, `row_stride` elements
