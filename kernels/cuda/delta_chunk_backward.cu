@@ -163,19 +163,21 @@ __device__ __forceinline__ void make_squares(const SumsOf<T, kK>& sums,
       if (pass == 0) P = load_a(tile, 0, 0);
       if (pass == 1) kk = product_abt<kK>(m.k, block.i, m.k, block.j);
       float upper = 0, lower = 0;  // rows of dA o K K^T
+      const TwoRows rows = two_rows(*m.gates, block.i * kBlock);
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
-        const int i = block.i * kBlock + row_of(e, lane), j = block.j * kBlock + column_of(e, lane);
-        const bool reaches = m.gates->reaches(i, j);
+        const Gates::Row& i = rows.of(e);
+        const int j = block.j * kBlock + column_of(e, lane);
+        const bool reaches = i.reaches(j);
         const float Gam = m.gates->between(i, j), x = sums.square[s][e];
         float& z = Z[row_of(e, lane) * kZStride + column_of(e, lane)];
         if (pass == 0) {
-          z = j < i ? x * value(P, e) : 0;
+          z = j < i.token ? x * value(P, e) : 0;
           result[e] = reaches ? scale * Gam * x : 0;
         } else {
-          result[e] = reaches && j < i ? -Gam * x : 0;
+          result[e] = reaches && j < i.token ? -Gam * x : 0;
           const float part = result[e] * kk[e];
-          z += m.gates->beta[i] * part;
+          z += m.gates->beta[i.token] * part;
           (e / 2 % 2 ? lower : upper) += part;
         }
       }

@@ -52,6 +52,7 @@ struct Memory {
   bfloat16 *k, *q, *inverse, *P, *stages, *chains;
   Gates* gates;
   ChunkSums* sums;
+  ChunkPlace* place;  // of this chunk: four registers less through the products
 
   __device__ explicit Memory(SharedMemory& shared) {
     k = shared.array<bfloat16>(2 * kKeyElements);
@@ -62,6 +63,7 @@ struct Memory {
     chains = shared.array<bfloat16>(2 * kZElements);  // X^T and N^T, then Z of group 0
     gates = shared.array<Gates>(2);
     sums = shared.array<ChunkSums>(1);
+    place = shared.array<ChunkPlace>(1);
   }
   static size_t bytes() {
     SharedSize size;
@@ -73,6 +75,7 @@ struct Memory {
     size.array<bfloat16>(2 * kZElements);
     size.array<Gates>(2);
     size.array<ChunkSums>(1);
+    size.array<ChunkPlace>(1);
     return size.bytes();
   }
 
@@ -105,24 +108,27 @@ struct Feed {
     const int n = chunk / a.in.H;
     return chunk_place(a.in, n / a.in.NC, n % a.in.NC, chunk % a.in.H);
   }
+  // Copies know their thread anew: the products need the registers.
   __device__ void head(int turn, const ChunkPlace& p) const {
+    const int thread = thread_index();
     const Memory::Head to = memory.head(turn);
     const DeltaPointers<bfloat16>& in = a.in;
     const int64_t row = first_row(in, p) * in.K;
-    copy_cores<kThreads>(to.k, in.k + row, in.H * in.K, p.tokens, in.K);
-    copy_cores<kThreads>(to.q, in.q + row, in.H * in.K, p.tokens, in.K);
-    copy_triangle(to.inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, warp_index(),
-                  kThreads / 32, lane_index());
+    copy_cores<kThreads>(to.k, in.k + row, in.H * in.K, p.tokens, in.K, thread);
+    copy_cores<kThreads>(to.q, in.q + row, in.H * in.K, p.tokens, in.K, thread);
+    copy_triangle(to.inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, thread / 32,
+                  kThreads / 32, thread % 32);
   }
   __device__ void tile(int count, const ChunkPlace& p, int n) const {
+    const int thread = thread_index();
     const Memory::VTile to = memory.tile(count);
     const int K = a.in.K, V = a.in.V;
     const int64_t state = (chunk_index(a.in, p) * V + n * kVTile) * K;
     const int64_t row = first_row(a.in, p) * V + n * kVTile;
-    copy_cores<kThreads>(to.S, a.S_enter + state, K, kVTile, K);
-    copy_cores<kThreads>(to.dS, a.dS_leave + state, K, kVTile, K);
-    copy_cores<kThreads>(to.v, a.in.v + row, a.in.H * V, p.tokens, kVTile);
-    copy_cores<kThreads>(to.dout, a.dout + row, a.in.H * V, p.tokens, kVTile);
+    copy_cores<kThreads>(to.S, a.S_enter + state, K, kVTile, K, thread);
+    copy_cores<kThreads>(to.dS, a.dS_leave + state, K, kVTile, K, thread);
+    copy_cores<kThreads>(to.v, a.in.v + row, a.in.H * V, p.tokens, kVTile, thread);
+    copy_cores<kThreads>(to.dout, a.dout + row, a.in.H * V, p.tokens, kVTile, thread);
   }
 };
 
@@ -243,19 +249,27 @@ __device__ __forceinline__ void write_rows(bfloat16* to, const DeltaPointers<bfl
     store_global(rows + n * kBlock, in.H * in.K, n * kBlock < in.K ? p.tokens - row : 0, c[n]);
 }
 
+// Where element e of a block lies in Z, from the lane's first element on.
+__device__ constexpr int z_offset(int e) {
+  return e / 2 % 2 * 8 * kZStride + e % 2 + e / 4 * 8;
+}
+
 // dP -> B = s Gam o dP, in registers and over P, and Z = dP o P.
 __device__ __forceinline__ void make_B(Accumulator (&dP)[kTokenBlocks],
                                        OperandA<bfloat16> (&B)[kTokenBlocks], float* Z,
                                        const Memory::Head& m, int row, float scale) {
+  const TwoRows rows = two_rows(*m.gates, row);
+  float* place = Z + (row + row_of(0)) * kZStride + column_of(0);
 #pragma unroll
   for (int j = 0; j < kTokenBlocks; ++j) {
     const SquareTile tile = {m.P.all().at(row, j * kBlock)};
     const OperandA<bfloat16> P = load_a(tile, 0, 0);
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
-      const int t = row + row_of(e), u = j * kBlock + column_of(e);
-      Z[t * kZStride + u] = u < t ? dP[j][e] * value(P, e) : 0;
-      dP[j][e] = m.gates->reaches(t, u) ? scale * m.gates->between(t, u) * dP[j][e] : 0;
+      const Gates::Row& t = rows.of(e);
+      const int u = j * kBlock + column_of(e);
+      place[j * kBlock + z_offset(e)] = u < t.token ? dP[j][e] * value(P, e) : 0;
+      dP[j][e] = t.reaches(u) ? scale * m.gates->between(t, u) * dP[j][e] : 0;
     }
     __syncwarp();
     store(tile, 0, 0, dP[j]);
@@ -269,18 +283,21 @@ __device__ __forceinline__ void make_dA(Accumulator (&NX)[kTokenBlocks],
                                         const Accumulator (&KK)[kTokenBlocks],
                                         OperandA<bfloat16> (&dA)[kTokenBlocks], float* Z,
                                         float* kdA, const Memory::Head& m, int row) {
-  const Gates& gates = *m.gates;
+  const TwoRows rows = two_rows(*m.gates, row);
+  const float beta[2] = {m.gates->beta[rows.row[0].token], m.gates->beta[rows.row[1].token]};
+  float* place = Z + (row + row_of(0)) * kZStride + column_of(0);
   float upper = 0, lower = 0;
 #pragma unroll
   for (int j = 0; j < kTokenBlocks; ++j) {
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
-      const int t = row + row_of(e), u = j * kBlock + column_of(e);
-      const float x = gates.reaches(t, u) && u < t ? -gates.between(t, u) * NX[j][e] : 0;
+      const Gates::Row& t = rows.of(e);
+      const int u = j * kBlock + column_of(e);
+      const float x = t.reaches(u) && u < t.token ? -m.gates->between(t, u) * NX[j][e] : 0;
       const float part = x * KK[j][e];
       (e / 2 % 2 ? lower : upper) += part;
-      Z[t * kZStride + u] = gates.beta[t] * part;
-      NX[j][e] = gates.beta[t] * x;
+      place[j * kBlock + z_offset(e)] = beta[e / 2 % 2] * part;
+      NX[j][e] = beta[e / 2 % 2] * x;
     }
     store(m.inverse.all(), row, j * kBlock, NX[j]);
     dA[j] = operand<bfloat16>(NX[j]);
@@ -463,6 +480,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (warp == kLastWarp) make_gates(*memory.head(turn).gates, GateInputs(a.in, p));
   };
   int chunk = static_cast<int>(blockIdx.x);
+  clear({memory.inverse}, 2);
+  clear({memory.P}, 1);
+  __syncthreads();
   feed.head(0, feed.place(chunk));
   feed.tile(0, feed.place(chunk), 0);
   cp_async_commit();
@@ -470,7 +490,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 #pragma unroll 1
   for (int turn = 0; chunk < chunks; ++turn, chunk += blocks) {
-    const ChunkPlace p = feed.place(chunk);
+    __syncwarp();  // the last chunk's scalars are written
+    if (threadIdx.x == 0) *memory.place = feed.place(chunk);
+    const ChunkPlace& p = *memory.place;
     const Chunk c{a, memory, p, memory.head(turn), turn, warp % 4 * kBlock};
     cp_async_wait<0>();
     __syncthreads();
