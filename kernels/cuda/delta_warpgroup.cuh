@@ -52,7 +52,7 @@ __device__ __forceinline__ void copy_cores(const CoreTile<kColumns>& to, const b
   const int valid = column < columns ? rows : 0;
   bfloat16* shared = to.at(row, column);
   const bfloat16* global = from + int64_t{row} * stride + column;
-#pragma unroll
+#pragma unroll 4
   for (int r = 0; r < kTokens; r += kPass)
     if (row + r < kTokens)
       cp_async_16(shared + r / 8 * CoreTile<kColumns>::kRowOfCores, global + int64_t{r} * stride,
