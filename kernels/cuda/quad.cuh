@@ -76,7 +76,10 @@ __device__ PackedQuad<T> load_quad(const T* p) {
 
 template <bool kAligned, class T>
 __device__ void store_quad(T* p, const Quad& q) {
-  if constexpr (kAligned) {
+  if constexpr (kAligned && sizeof(T) == 2) {  // as one number: two might be stored one by one
+    const uint64_t low = pack_bf16(q[0], q[1]), high = pack_bf16(q[2], q[3]);
+    *reinterpret_cast<uint64_t*>(p) = high << 32 | low;
+  } else if constexpr (kAligned) {
     *reinterpret_cast<PackedQuad<T>*>(p) = pack<T>(q);
   } else {
     for (int i = 0; i < 4; ++i) p[i] = from_float<T>(q[i]);
