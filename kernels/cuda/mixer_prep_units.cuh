@@ -144,11 +144,6 @@ __device__ Chunk chunk_of(const Forward<T, kAligned>& p) {
 
 // ---- Units -------------------------------------------------------------------------------------
 
-// Elements before a row of a matrix: one instruction, as neither factor needs 64 bits.
-__device__ inline uint64_t elements_before(int row, int stride) {
-  return uint64_t{static_cast<unsigned>(row)} * static_cast<unsigned>(stride);
-}
-
 // The first of a thread's tokens and channels. Threads that are left over repeat the units of the
 // first ones, and store the same bits.
 struct Unit {

@@ -5,7 +5,6 @@
 
 #include <initializer_list>
 
-#include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/reduce.cuh"
 
 namespace kla::KLA_BACKEND {
@@ -48,12 +47,6 @@ __device__ T from_float(float x) {
     return __float2bfloat16(x);
   else
     return x;
-}
-
-// The bits of two neighbours, rounded to bf16; the first in the lower half.
-__device__ inline uint32_t pack_bf16(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
 template <class T>
@@ -108,11 +101,6 @@ inline void require_head_dims(int64_t K, int64_t V) {
   };
   require("model.key_head_dim", K, kMaxKeyDim);
   require("model.value_head_dim", V, kMaxValueDim);
-}
-
-// 1 / (1 + e^-x), good to a few ulp over the whole range of f32.
-__device__ inline float sigmoid_fast(float x) {
-  return reciprocal_fast(1 + exp2_fast(-1.4426950408889634f * x));
 }
 
 }  // namespace kla::KLA_BACKEND
