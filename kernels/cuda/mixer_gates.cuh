@@ -51,7 +51,7 @@ struct GateArguments {
         theta(pointer<float>(w.theta)),
         theta_stride(rule_info(options.rule).scalar == LearnedScalar::per_head),
         rule(options.rule),
-        factor(options.factor),
+        factor(rule_info(rule).own_schedule ? SeqFactor::none : options.factor),
         decay(options.decay),
         query(rule_info(rule).query),
         key(rule_info(rule).key),
