@@ -228,10 +228,11 @@ __device__ __forceinline__ void gradient_chain(const Memory::Head& m, const Memo
 __device__ __forceinline__ float dot_states(const Memory::VTile& tile) {
   constexpr int kPieces = kKeyElements / 8;
   float sum = 0;
-#pragma unroll 2
-  for (int piece = static_cast<int>(threadIdx.x) % 128; piece < kPieces; piece += 128) {
-    const uint4 S = reinterpret_cast<const uint4*>(tile.S.data)[piece];
-    const uint4 dS = reinterpret_cast<const uint4*>(tile.dS.data)[piece];
+  const uint4* S_pieces = reinterpret_cast<const uint4*>(tile.S.data) + threadIdx.x % 128;
+  const uint4* dS_pieces = reinterpret_cast<const uint4*>(tile.dS.data) + threadIdx.x % 128;
+#pragma unroll
+  for (int piece = 0; piece < kPieces; piece += 128) {
+    const uint4 S = S_pieces[piece], dS = dS_pieces[piece];
     sum +=
         dot(OperandB<bfloat16>{{S.x, S.y, S.z, S.w}}, OperandB<bfloat16>{{dS.x, dS.y, dS.z, dS.w}});
   }
@@ -386,11 +387,11 @@ struct Chunk {
            warpgroup_begin();
            add_product<false>(wide, tile.dout, tile.S);
            warpgroup_commit();
-           warpgroup_wait<0>();
 #pragma unroll
            for (int v = 0; v < kVTile; v += kBlock)
              value_gradient(vN, load_a_transposed(memory.N(), row, v), load_a(tile.v, row, v),
                             m.gates->beta + row, dv + n * kVTile + v, stride, p.tokens - row);
+           warpgroup_wait<0>();
          });
     set_row_sums(memory.sums->vN, row / kBlock, vN[0], vN[1]);
     set_row_dots(memory.sums->qdq, wide, m.q, row);
@@ -446,18 +447,15 @@ struct Chunk {
   __device__ __forceinline__ void group_2(Fetch&& fetch, Prepare&& prepare) const {
     Accumulator wide[kKeyBlocks], square[kTokenBlocks];
     float states = 0;
-    walk(
-        [&](const auto& tile, int n) {
-          fetch(n);
-          states += dot_states(tile);
-        },
-        [&](const auto& tile, int) {
-          warpgroup_begin();
-          add_product<true>(wide, memory.X(), tile.dS);
-          add_product<false>(square, tile.dout, memory.X());
-          warpgroup_commit();
-          warpgroup_wait<0>();
-        });
+    walk([&](const auto&, int n) { fetch(n); },
+         [&](const auto& tile, int) {
+           warpgroup_begin();
+           add_product<true>(wide, memory.X(), tile.dS);
+           add_product<false>(square, tile.dout, memory.X());
+           warpgroup_commit();
+           states += dot_states(tile);
+           warpgroup_wait<0>();
+         });
     make_B(square, Z2(), m, row, a.in.scale);
     for (int lanes = 1; lanes < 32; lanes *= 2) states += __shfl_xor_sync(kAllLanes, states, lanes);
     if (lane_index() == 0) memory.sums->states[row / kBlock] = states;

@@ -225,9 +225,12 @@ __device__ inline void multiply_add(Accumulator& c, const OperandA<float>& a,
       uint32_t b_high[2], b_low[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) split(b.x[4 * n + 2 * h + i], b_high[i], b_low[i]);
-      mma_m16n8k8(c.x[n], a_low, b_high);
-      mma_m16n8k8(c.x[n], a_high, b_low);
-      mma_m16n8k8(c.x[n], a_high, b_high);
+      float sum[4] = {};  // the tensor core cuts off what it adds to; c is added to by rounding
+      mma_m16n8k8(sum, a_low, b_high);
+      mma_m16n8k8(sum, a_high, b_low);
+      mma_m16n8k8(sum, a_high, b_high);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) c.x[n][i] += sum[i];
     }
   }
 }
