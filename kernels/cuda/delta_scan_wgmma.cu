@@ -14,28 +14,27 @@ namespace kla::KLA_BACKEND {
 namespace {
 
 constexpr int kK = 96, kKeyBlocks = kK / kBlock;
-constexpr int kGroupColumns = 64;  // of V, a warpgroup
-constexpr int kMostGroups = 3, kMostThreads = 128 * kMostGroups;
+constexpr int kGroupColumns = 64, kGroupThreads = 128;  // of V, of a warpgroup
+constexpr int kMostGroups = 3;
 constexpr int kStages = 3, kTriangles = 2;
-constexpr int kValueStride = padded<bfloat16>(kGroupColumns * kMostGroups);
 
 using KeyTile = CoreTile<kK>;
-constexpr int kKeyElements = kTokens * kK, kTriangleElements = kTokens * kTokens;
+using SquareTile = CoreTile<kTokens>;
+constexpr int kKeyElements = KeyTile::elements(kTokens);
+constexpr int kSquareElements = SquareTile::elements(kTokens);
 
-// A lower triangle as one [64][64] tile; what lies above its blocks is neither written nor read.
+// A lower triangle as one [64][64] tile; what lies above its blocks is not read.
 struct CoreTriangle {
   bfloat16* data;
-  __device__ CoreTile<kTokens> block(int i, int j) const {
-    return {CoreTile<kTokens>{data}.at(i * kBlock, j * kBlock)};
-  }
-  __device__ CoreTile<kTokens> block(int index) const {
-    const BlockIndex b(index);
-    return block(b.i, b.j);
+  __device__ SquareTile block(int i, int j) const {
+    return {SquareTile{data}.at(i * kBlock, j * kBlock)};
   }
 };
 
 // Shared memory; `values` is v, or dO in the reverse scan.
+template <int kGroups>
 struct Memory {
+  static constexpr int kValueStride = padded<bfloat16>(kGroupColumns * kGroups);
   struct Stage {
     KeyTile q, k;
     Tile<bfloat16> values;
@@ -49,8 +48,8 @@ struct Memory {
     q = shared.array<bfloat16>(kStages * kKeyElements);
     k = shared.array<bfloat16>(kStages * kKeyElements);
     values = shared.array<bfloat16>(kStages * kTokens * kValueStride);
-    inverse = shared.array<bfloat16>(kStages * kTriangleElements);
-    P = shared.array<bfloat16>(kTriangles * kTriangleElements);
+    inverse = shared.array<bfloat16>(kStages * kSquareElements);
+    P = shared.array<bfloat16>(kTriangles * kSquareElements);
     gates = shared.array<Gates>(kStages);
   }
   static size_t bytes() {
@@ -58,8 +57,8 @@ struct Memory {
     size.array<bfloat16>(kStages * kKeyElements);
     size.array<bfloat16>(kStages * kKeyElements);
     size.array<bfloat16>(kStages * kTokens * kValueStride);
-    size.array<bfloat16>(kStages * kTriangleElements);
-    size.array<bfloat16>(kTriangles * kTriangleElements);
+    size.array<bfloat16>(kStages * kSquareElements);
+    size.array<bfloat16>(kTriangles * kSquareElements);
     size.array<Gates>(kStages);
     return size.bytes();
   }
@@ -68,66 +67,96 @@ struct Memory {
     return {{q + s * kKeyElements},
             {k + s * kKeyElements},
             {values + s * kTokens * kValueStride, kValueStride},
-            {inverse + s * kTriangleElements},
-            {P + step % kTriangles * kTriangleElements},
+            {inverse + s * kSquareElements},
+            {P + step % kTriangles * kSquareElements},
             gates + s};
   }
 };
 
-// kK columns of 64 rows, `stride` apart; zeros beyond `rows` and `columns`. Eight neighbouring
-// threads fill one core.
-__device__ __forceinline__ void copy_cores(const KeyTile& to, const bfloat16* from, int stride,
-                                           int rows, int columns, int thread) {
-  constexpr int kPieces = kK / 8;
-  const int pass = static_cast<int>(blockDim.x) / (8 * kPieces);  // rows of cores at once
-  const int row = thread / (8 * kPieces) * 8 + thread % 8, column = thread / 8 % kPieces * 8;
-  if (row >= pass * 8) return;
-  const int valid = column < columns ? rows : 0;
-  bfloat16* shared = to.at(row, column);
-  const bfloat16* global = from + int64_t{row} * stride + column;
-  const int64_t step = int64_t{pass} * 8 * stride;
-  for (int r = row; r < kTokens; r += pass * 8, shared += pass * KeyTile::kRowOfCores)
-    cp_async_16(shared, global, r < valid), global += step;
+// A block to its place in a tile, where it is `wanted`.
+__device__ __forceinline__ void store_if(bool wanted, const SquareTile& to, const Accumulator& c) {
+#pragma unroll
+  for (int e = 0; e < 8; e += 2)
+    if (wanted)
+      *reinterpret_cast<__nv_bfloat162*>(to.at(row_of(e), column_of(e))) =
+          __floats2bfloat162_rn(c[e], c[e + 1]);
 }
 
-// Brings what the steps of a scan need, from the first chunk to the last or the other way: ahead of
-// a step's products lie the copies and gates of the step after next, behind the first of them the
-// triangles of the next.
-template <bool kReverse>
+// kColumns columns of 64 rows, `stride` apart, by kThreads threads: neighbours take neighbouring
+// pieces of a row. Zeros where not valid(row, column).
+template <int kColumns, int kThreads, class AnyTile, class Valid>
+__device__ __forceinline__ void copy_rows(const AnyTile& to, const bfloat16* from, int stride,
+                                          int thread, Valid&& valid) {
+  constexpr int kPieces = kColumns / 8, kMostRows = kThreads / kPieces;
+  constexpr int kPass = kMostRows >= 32 ? 32 : kMostRows >= 16 ? 16 : 8;  // rows at once
+  const int row = thread / kPieces, column = thread % kPieces * 8;
+  const bool wanted = kPass * kPieces == kThreads || row < kPass;
+  bfloat16* shared = to.at(row, column);
+  const bfloat16* global = from + int64_t{row} * stride + column;
+#pragma unroll
+  for (int r = 0; r < kTokens; r += kPass)
+    cp_async_16_if(wanted, shared + (to.at(r, 0) - to.at(0, 0)), global + int64_t{r} * stride,
+                   valid(row + r, column));
+}
+
+// Brings what the steps of a scan need, from the first chunk to the last or the other way: during a
+// step the copies and gates of the step after next and the triangles of the next. All of it but
+// begin() and meet() is meant to stand where products run, so it is one straight line of code
+// (wgmma.cuh): past the last chunk come zeros, and warps without a share store nothing.
+template <bool kReverse, int kGroups>
 struct Feed {
+  static constexpr int kThreads = kGroupThreads * kGroups, kWarps = kThreads / 32;
   const DeltaPointers<bfloat16>& in;
   const bfloat16* source;  // of the values
-  const Memory& memory;
+  const Memory<kGroups>& memory;
   const ScanPlace& at;
 
   __device__ ChunkPlace place(int step) const {
-    return chunk_place(in, at.b, kReverse ? in.NC - 1 - step : step, at.h);
+    ChunkPlace p = chunk_place(in, at.b, kReverse ? in.NC - 1 - step : step, at.h);
+    if (step >= in.NC) p.tokens = 0;
+    return p;
   }
-  __device__ bool makes_gates() const { return warp_index() == warp_count() - 1; }
-  __device__ void copy(int step) const {
-    if (step >= in.NC) return;
+  __device__ void copy_keys(int step) const {
     const auto to = memory.stage(step);
     const ChunkPlace p = place(step);
-    const int64_t row = first_row(in, p);
-    const int thread = thread_index(), warp = thread / 32;  // anew: the products need the registers
-    copy_cores(to.k, in.k + row * in.K, in.H * in.K, p.tokens, in.K, thread);
-    copy_cores(to.q, in.q + row * in.K, in.H * in.K, p.tokens, in.K, thread);
-    copy_tile<kBlock>(Tile<bfloat16>{to.values.at(0, warp * kBlock), to.values.stride},
-                      source + row * in.V + at.column, in.H * in.V, p.tokens, kBlock, thread % 32,
-                      32);
-    copy_triangle(to.inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, warp,
-                  warp_count(), thread % 32);
+    const int64_t first = first_row(in, p) * in.K;
+    const int thread = thread_index();
+    const auto valid = [&](int row, int column) { return row < p.tokens && column < in.K; };
+    copy_rows<kK, kThreads>(to.k, in.k + first, in.H * in.K, thread, valid);
+    copy_rows<kK, kThreads>(to.q, in.q + first, in.H * in.K, thread, valid);
+  }
+  // Each warpgroup its own columns.
+  __device__ void copy_values(int step) const {
+    const auto to = memory.stage(step);
+    const ChunkPlace p = place(step);
+    const int thread = thread_index(), group = thread / kGroupThreads * kGroupColumns;
+    copy_rows<kGroupColumns, kGroupThreads>(
+        Tile<bfloat16>{to.values.at(0, group), to.values.stride},
+        source + first_row(in, p) * in.V + at.column / kGroupColumns * kGroupColumns, in.H * in.V,
+        thread % kGroupThreads, [&](int row, int) { return row < p.tokens; });
+    copy_rows<kTokens, kThreads>(
+        SquareTile{to.inverse.data}, in.T_zero + chunk_index(in, p) * kTokens * kTokens, kTokens,
+        thread,
+        [&](int row, int column) { return p.tokens > 0 && column / kBlock <= row / kBlock; });
     cp_async_commit();
   }
-  __device__ GateInputs gate_inputs(int step) const {
-    return makes_gates() && step < in.NC ? GateInputs(in, place(step)) : GateInputs();
-  }
+  __device__ GateInputs gate_inputs(int step) const { return GateInputs(in, place(step)); }
+  // Every warp computes them, the last one keeps them.
   __device__ void gates(int step, const GateInputs& inputs) const {
-    if (makes_gates() && step < in.NC) make_gates(*memory.stage(step).gates, inputs);
+    make_gates(*memory.stage(step).gates, inputs, thread_index() / 32 == kWarps - 1);
   }
   __device__ void triangles(int step) const {
     const auto to = memory.stage(step);
-    if (step < in.NC) gate_triangles<kK>(to.inverse, to.P, to.q, to.k, *to.gates, in.scale);
+    const int warp = thread_index() / 32;
+#pragma unroll
+    for (int first = 0; first < kLowerBlocks; first += kWarps) {
+      const bool mine = first + warp < kLowerBlocks;
+      const BlockIndex block(mine ? first + warp : 0);
+      const GatedBlock gated = gated_block<kK>(block, to.inverse, to.q, to.k, *to.gates, in.scale);
+      __syncwarp();
+      store_if(mine, to.P.block(block.i, block.j), gated.P);
+      store_if(mine, to.inverse.block(block.i, block.j), gated.inverse);
+    }
   }
   __device__ void meet() const {
     cp_async_wait<0>();
@@ -135,25 +164,20 @@ struct Feed {
     __syncthreads();
   }
   __device__ void begin() const {
-    copy(0);
-    gates(0, gate_inputs(0));
-    copy(1);
-    gates(1, gate_inputs(1));
+    for (int step = 0; step < 2; ++step) {
+      copy_keys(step);
+      copy_values(step);
+      gates(step, gate_inputs(step));
+    }
     meet();
     triangles(0);
-  }
-  __device__ void enter(int step) const {
-    const GateInputs inputs = gate_inputs(step + 2);
-    meet();
-    copy(step + 2);
-    gates(step + 2, inputs);
   }
 };
 
 // ---- Products ----------------------------------------------------------------------------------
 
-constexpr int kCoreBytes = 128, kKeyRow = 2 * KeyTile::kRowOfCores;
-constexpr int kTriangleRow = 2 * CoreTile<kTokens>::kRowOfCores;
+constexpr int kCoreBytes = 2 * KeyTile::kCore, kKeyRow = 2 * KeyTile::kRowOfCores;
+constexpr int kTriangleRow = 2 * SquareTile::kRowOfCores;
 
 // tokens S, transposed: [64 of V][64 tokens].
 __device__ __forceinline__ void read_state(const OperandA<bfloat16> (&s)[kKeyBlocks],
@@ -201,19 +225,54 @@ __device__ __forceinline__ void multiply_upper(Accumulator (&c)[kTokenBlocks],
   warpgroup_multiply<0, 1, true, true>(c, a[0].x, b);
 }
 
-__device__ __forceinline__ void scale_columns(Accumulator (&c)[kTokenBlocks], const float* factor,
-                                              float scale) {
-#pragma unroll
-  for (int i = 0; i < kTokenBlocks; ++i)
-#pragma unroll
-    for (int e = 0; e < 8; ++e) c[i][e] *= scale * factor[i * kBlock + column_of(e)];
-}
-
 template <int kBlocks>
 __device__ __forceinline__ void round_blocks(const Accumulator (&c)[kBlocks],
                                              OperandA<bfloat16> (&a)[kBlocks]) {
 #pragma unroll
   for (int i = 0; i < kBlocks; ++i) a[i] = operand<bfloat16>(c[i]);
+}
+
+// ---- Between the products ----------------------------------------------------------------------
+//
+// kResets: the chunk has document starts. What they cut off is zero by selection, without it 0
+// times inf would pass as NaN. Chunks without them, nearly all, are spared the selections.
+
+// x where `factor` lets something pass.
+template <bool kResets>
+__device__ __forceinline__ float passed(float factor, float x) {
+  return kResets && factor == 0 ? 0 : x;
+}
+template <bool kResets>
+__device__ __forceinline__ void decay(Accumulator (&S)[kKeyBlocks], const Gates& gates) {
+  const float gamma = gates.gamma;
+#pragma unroll
+  for (int c = 0; c < kKeyBlocks; ++c)
+#pragma unroll
+    for (int e = 0; e < 8; ++e) S[c][e] = kResets ? 0 : S[c][e] * gamma;
+}
+template <bool kResets>
+__device__ __forceinline__ void scale_tokens(Accumulator (&c)[kTokenBlocks], const float* factor,
+                                             float scale) {
+#pragma unroll
+  for (int i = 0; i < kTokenBlocks; ++i)
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const float f = factor[i * kBlock + column_of(e)];
+      c[i][e] = scale * f * passed<kResets>(f, c[i][e]);
+    }
+}
+
+// The state on a chunk's edge, [V][K]: nothing beyond `columns`.
+__device__ __forceinline__ void keep_state(const OperandA<bfloat16> (&s)[kKeyBlocks], bfloat16* to,
+                                           int K, int columns) {
+  bfloat16* place = to + int64_t{lane_index() / 4} * K + sector_column();
+#pragma unroll
+  for (int half = 0; half < 2; ++half, place += 8 * K)
+#pragma unroll
+    for (int c = 0; c < kKeyBlocks; ++c) {
+      const uint2 four = sector_part(s[c], half);
+      if (c * kBlock < columns) *reinterpret_cast<uint2*>(place + c * kBlock) = four;
+    }
 }
 
 // ---- Forward -----------------------------------------------------------------------------------
@@ -226,73 +285,108 @@ struct ForwardArgs {
   int slices;
 };
 
-__global__ void __launch_bounds__(kMostThreads, 1) scan_forward_wgmma_kernel(ForwardArgs a) {
+// beta o Y of the warp's 16 columns of V, transposed, with Y = V - D R.
+template <bool kResets>
+__device__ __forceinline__ void weighted_errors(const Accumulator (&R)[kTokenBlocks],
+                                                const Tile<bfloat16>& v, int column,
+                                                const Gates& gates,
+                                                OperandA<bfloat16> (&Yb)[kTokenBlocks]) {
+#pragma unroll
+  for (int j = 0; j < kTokenBlocks; ++j) {
+    const OperandA<bfloat16> values = load_a_transposed(v, column, j * kBlock);
+    Accumulator y;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const int t = j * kBlock + column_of(e);
+      const float D = gates.D[t];
+      y[e] = gates.beta[t] * (value(values, e) - D * passed<kResets>(D, R[j][e]));
+    }
+    Yb[j] = operand<bfloat16>(y);
+  }
+}
+
+// The warp's 16 columns of O, through the place of the values they have been made from.
+__device__ __forceinline__ void write_outputs(const Accumulator (&o)[kTokenBlocks], bfloat16* to,
+                                              int stride, int rows, const Tile<bfloat16>& values,
+                                              int column) {
+  __syncwarp();  // the values of these columns have been read
+#pragma unroll
+  for (int i = 0; i < kTokenBlocks; ++i) store_transposed(values, i * kBlock, column, o[i]);
+  __syncwarp();
+  write_columns(to, stride, rows, Tile<bfloat16>{values.at(0, column), values.stride});
+}
+
+template <bool kResets, int kGroups>
+__device__ __forceinline__ void forward_step(const ForwardArgs& a, const Feed<false, kGroups>& feed,
+                                             int n, GateInputs& coming,
+                                             Accumulator (&S)[kKeyBlocks]) {
+  const DeltaPointers<bfloat16>& in = a.in;
+  const auto tiles = feed.memory.stage(n);
+  const Gates& gates = *tiles.gates;
+  const ChunkPlace p = feed.place(n);
+  const int column = warp_index() * kBlock;
+  OperandA<bfloat16> s[kKeyBlocks], X[kTokenBlocks], EX[kTokenBlocks];
+  Accumulator c[kTokenBlocks];  // K S, X, then O
+  round_blocks(S, s);
+  warpgroup_begin();
+  read_state(s, tiles.k, c);
+  warpgroup_commit();
+  keep_state(s, a.S_enter + (chunk_index(in, p) * in.V + feed.at.column) * in.K, in.K,
+             a.S_enter ? in.K : 0);
+  decay<kResets>(S, gates);
+  feed.gates(n + 2, coming);
+  warpgroup_wait<0>();
+
+  weighted_errors<kResets>(c, tiles.values, column, gates, X);
+  warpgroup_begin();
+  multiply_lower<false>(c, X, tiles.inverse);
+  warpgroup_commit();
+  feed.copy_keys(n + 2);
+  warpgroup_wait<0>();
+
+  round_blocks(c, X);
+  scale_tokens<kResets>(c, gates.E, 1);
+  round_blocks(c, EX);
+  warpgroup_begin();
+  read_state(s, tiles.q, c);
+  warpgroup_commit();
+  feed.copy_values(n + 2);
+  warpgroup_wait<0>();
+
+  scale_tokens<kResets>(c, gates.D, in.scale);
+  warpgroup_begin();
+  multiply_lower<true>(c, X, tiles.P);
+  warpgroup_commit();
+  add_to_state(S, EX, tiles.k);
+  warpgroup_commit();
+  warpgroup_wait<1>();
+  write_outputs(c, a.o + first_row(in, p) * in.V + feed.at.column, in.H * in.V, p.tokens,
+                tiles.values, column);
+  feed.triangles(n + 1);
+  coming = feed.gate_inputs(n + 3);
+  warpgroup_wait<0>();
+}
+
+template <int kGroups>
+__global__ void __launch_bounds__(kGroupThreads* kGroups, 1)
+    scan_forward_wgmma_kernel(ForwardArgs a) {
 #ifdef KLA_HAS_WGMMA
   SharedMemory shared;
-  const Memory memory(shared);
+  const Memory<kGroups> memory(shared);
   const DeltaPointers<bfloat16>& in = a.in;
   const ScanPlace at(in.H, a.slices);
-  const Feed<false> feed{in, in.v, memory, at};
+  const Feed<false, kGroups> feed{in, in.v, memory, at};
   Accumulator S[kKeyBlocks];
   load_state(S, a.S_initial ? a.S_initial + carried_state(in, at) : nullptr, in.K);
   feed.begin();
-
+  GateInputs coming = feed.gate_inputs(2);
 #pragma unroll 1
   for (int n = 0; n < in.NC; ++n) {
-    feed.enter(n);
-    const auto tiles = memory.stage(n);
-    const Gates& gates = *tiles.gates;
-    const ChunkPlace p = feed.place(n);
-    const int column = warp_index() * kBlock;
-    OperandA<bfloat16> s[kKeyBlocks], X[kTokenBlocks];
-    Accumulator c[kTokenBlocks];  // K S, X, then O
-    round_blocks(S, s);
-    if (a.S_enter) store_state(s, a.S_enter + (chunk_index(in, p) * in.V + at.column) * in.K, in.K);
-    decay_state(S, gates);
-    warpgroup_begin();
-    read_state(s, tiles.k, c);
-    warpgroup_commit();
-    warpgroup_wait<0>();
-
-    forget(c, gates, gates.D);
-#pragma unroll
-    for (int j = 0; j < kTokenBlocks; ++j)
-      X[j] = weighted_errors(c[j], tiles.values, column, j, gates);
-    warpgroup_begin();
-    multiply_lower<false>(c, X, tiles.inverse);
-    warpgroup_commit();
-    warpgroup_wait<0>();
-
-    round_blocks(c, X);
-    {
-      OperandA<bfloat16> EX[kTokenBlocks];
-      scale_columns(c, gates.E, 1);
-      round_blocks(c, EX);
-      forget(EX, gates, gates.E);
-      warpgroup_begin();
-      add_to_state(S, EX, tiles.k);
-      warpgroup_commit();
-      warpgroup_wait<0>();
-    }
-    warpgroup_begin();
-    read_state(s, tiles.q, c);
-    warpgroup_commit();
-    warpgroup_wait<0>();
-
-    forget(c, gates, gates.D);
-    scale_columns(c, gates.D, in.scale);
-    warpgroup_begin();
-    multiply_lower<true>(c, X, tiles.P);
-    warpgroup_commit();
-    warpgroup_wait<0>();
-
-    __syncwarp();  // the values of these columns have been read
-#pragma unroll
-    for (int i = 0; i < kTokenBlocks; ++i) store_transposed(tiles.values, i * kBlock, column, c[i]);
-    __syncwarp();
-    write_columns(a.o + first_row(in, p) * in.V + at.column, in.H * in.V, p.tokens,
-                  Tile<bfloat16>{tiles.values.at(0, column), tiles.values.stride});
-    feed.triangles(n + 1);
+    feed.meet();
+    if (memory.stage(n).gates->resets == 0)
+      forward_step<false>(a, feed, n, coming, S);
+    else
+      forward_step<true>(a, feed, n, coming, S);
   }
   if (a.S_final) store_state(S, a.S_final + carried_state(in, at), in.K);
 #endif
@@ -309,81 +403,101 @@ struct ReverseArgs {
   int slices;
 };
 
-__global__ void __launch_bounds__(kMostThreads, 1) reverse_scan_wgmma_kernel(ReverseArgs a) {
+template <bool kResets, int kGroups>
+__device__ __forceinline__ void reverse_step(const ReverseArgs& a, const Feed<true, kGroups>& feed,
+                                             int step, GateInputs& coming,
+                                             Accumulator (&dS)[kKeyBlocks]) {
+  const DeltaPointers<bfloat16>& in = a.in;
+  const auto tiles = feed.memory.stage(step);
+  const Gates& gates = *tiles.gates;
+  const int column = warp_index() * kBlock;
+  OperandA<bfloat16> s[kKeyBlocks], d[kTokenBlocks], dX[kTokenBlocks];
+  Accumulator c[kTokenBlocks];  // dX, then N
+  round_blocks(dS, s);
+  warpgroup_begin();
+  read_state(s, tiles.k, c);
+  warpgroup_commit();
+  keep_state(s, a.dS_leave + (chunk_index(in, feed.place(step)) * in.V + feed.at.column) * in.K,
+             in.K, in.K);
+#pragma unroll
+  for (int j = 0; j < kTokenBlocks; ++j) d[j] = load_a_transposed(tiles.values, column, j * kBlock);
+  decay<kResets>(dS, gates);
+  feed.gates(step + 2, coming);
+  warpgroup_wait<0>();
+
+  scale_tokens<kResets>(c, gates.E, 1);
+  warpgroup_begin();
+  multiply_upper<true>(c, d, tiles.P);
+  warpgroup_commit();
+  feed.copy_keys(step + 2);
+  warpgroup_wait<0>();
+
+  round_blocks(c, dX);
+  warpgroup_begin();
+  multiply_upper<false>(c, dX, tiles.inverse);
+  warpgroup_commit();
+  // What is read of the state, s D dO.
+#pragma unroll
+  for (int j = 0; j < kTokenBlocks; ++j) {
+    Accumulator read;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const float D = gates.D[j * kBlock + column_of(e)];
+      read[e] = passed<kResets>(D, in.scale * D * value(d[j], e));
+    }
+    d[j] = operand<bfloat16>(read);
+  }
+  warpgroup_begin();
+  add_to_state(dS, d, tiles.q);
+  warpgroup_commit();
+  feed.copy_values(step + 2);
+  warpgroup_wait<1>();
+
+  // dR = -D beta N, in the place of dX.
+#pragma unroll
+  for (int j = 0; j < kTokenBlocks; ++j) {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const int t = j * kBlock + column_of(e);
+      const float D = gates.D[t];
+      c[j][e] = passed<kResets>(D, -D * gates.beta[t] * c[j][e]);
+    }
+    dX[j] = operand<bfloat16>(c[j]);
+  }
+  warpgroup_begin();
+  add_to_state(dS, dX, tiles.k);
+  warpgroup_commit();
+  feed.triangles(step + 1);
+  coming = feed.gate_inputs(step + 3);
+  warpgroup_wait<0>();
+}
+
+template <int kGroups>
+__global__ void __launch_bounds__(kGroupThreads* kGroups, 1)
+    reverse_scan_wgmma_kernel(ReverseArgs a) {
 #ifdef KLA_HAS_WGMMA
   SharedMemory shared;
-  const Memory memory(shared);
+  const Memory<kGroups> memory(shared);
   const DeltaPointers<bfloat16>& in = a.in;
   const ScanPlace at(in.H, a.slices);
-  const Feed<true> feed{in, a.dout, memory, at};
+  const Feed<true, kGroups> feed{in, a.dout, memory, at};
   Accumulator dS[kKeyBlocks];
   load_state(dS, a.dS_final ? a.dS_final + carried_state(in, at) : nullptr, in.K);
   feed.begin();
-
+  GateInputs coming = feed.gate_inputs(2);
 #pragma unroll 1
   for (int step = 0; step < in.NC; ++step) {
-    feed.enter(step);
-    const auto tiles = memory.stage(step);
-    const Gates& gates = *tiles.gates;
-    const int column = warp_index() * kBlock;
-    OperandA<bfloat16> s[kKeyBlocks], d[kTokenBlocks], dX[kTokenBlocks];
-    Accumulator c[kTokenBlocks];  // dX, then N
-    round_blocks(dS, s);
-    store_state(s, a.dS_leave + (chunk_index(in, feed.place(step)) * in.V + at.column) * in.K,
-                in.K);
-    decay_state(dS, gates);
-    warpgroup_begin();
-    read_state(s, tiles.k, c);
-    warpgroup_commit();
-#pragma unroll
-    for (int j = 0; j < kTokenBlocks; ++j)
-      d[j] = load_a_transposed(tiles.values, column, j * kBlock);
-    warpgroup_wait<0>();
-
-    forget(c, gates, gates.E);
-    scale_columns(c, gates.E, 1);
-    warpgroup_begin();
-    multiply_upper<true>(c, d, tiles.P);
-    warpgroup_commit();
-    warpgroup_wait<0>();
-
-    round_blocks(c, dX);
-    warpgroup_begin();
-    multiply_upper<false>(c, dX, tiles.inverse);
-    warpgroup_commit();
-    // What is read of the state, s D dO, while N is made.
-#pragma unroll
-    for (int j = 0; j < kTokenBlocks; ++j) {
-      Accumulator read;
-#pragma unroll
-      for (int e = 0; e < 8; ++e)
-        read[e] = in.scale * gates.D[j * kBlock + column_of(e)] * value(d[j], e);
-      d[j] = operand<bfloat16>(read);
-    }
-    warpgroup_wait<0>();
-    forget(d, gates, gates.D);
-
-    // dR = -D beta N, in the place of dX.
-#pragma unroll
-    for (int j = 0; j < kTokenBlocks; ++j) {
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        const int t = j * kBlock + column_of(e);
-        c[j][e] *= -gates.D[t] * gates.beta[t];
-      }
-      dX[j] = operand<bfloat16>(c[j]);
-    }
-    forget(dX, gates, gates.D);
-    warpgroup_begin();
-    add_to_state(dS, dX, tiles.k);
-    add_to_state(dS, d, tiles.q);
-    warpgroup_commit();
-    warpgroup_wait<0>();
-    feed.triangles(step + 1);
+    feed.meet();
+    if (memory.stage(step).gates->resets == 0)
+      reverse_step<false>(a, feed, step, coming, dS);
+    else
+      reverse_step<true>(a, feed, step, coming, dS);
   }
   if (a.dS_initial) store_state(dS, a.dS_initial + carried_state(in, at), in.K);
 #endif
 }
+
+// ---- Launch ------------------------------------------------------------------------------------
 
 struct Grid {
   int slices, groups;
@@ -397,10 +511,20 @@ Grid warpgroup_grid(int64_t V) {
   return {columns / groups, groups};
 }
 
+// Calls visit with the number of warpgroups as a constant.
+template <class Visit>
+void visit_groups(int groups, Visit&& visit) {
+  static_assert(kMostGroups == 3);
+  if (groups == 1) return visit(std::integral_constant<int, 1>{});
+  if (groups == 2) return visit(std::integral_constant<int, 2>{});
+  visit(std::integral_constant<int, 3>{});
+}
+
+template <int kGroups>
 Shape shape_of(int64_t heads, const Grid& grid) {
   return {.grid = dim3(static_cast<unsigned>(heads * grid.slices)),
-          .threads = static_cast<unsigned>(128 * grid.groups),
-          .shared_bytes = Memory::bytes()};
+          .threads = static_cast<unsigned>(kGroupThreads * kGroups),
+          .shared_bytes = Memory<kGroups>::bytes()};
 }
 
 }  // namespace
@@ -408,7 +532,7 @@ Shape shape_of(int64_t heads, const Grid& grid) {
 bool scans_on_warpgroups(const Context& context, int64_t K, int64_t V) {
   return context.compute == DType::bf16 && K >= least_keys(kK) && K <= kK &&
          V % kGroupColumns == 0 && device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
-         has_shared_memory(Memory::bytes());
+         has_shared_memory(Memory<kMostGroups>::bytes());
 }
 
 void delta_scan_forward_wgmma(Context& context, const DeltaScanForward& a) {
@@ -420,7 +544,10 @@ void delta_scan_forward_wgmma(Context& context, const DeltaScanForward& a) {
                          .S_final = pointer<float>(a.S_final),
                          .S_initial = pointer<float>(a.S_initial),
                          .slices = grid.slices};
-  launch(context, scan_forward_wgmma_kernel, shape_of(a.in.q.dim(0) * a.in.q.dim(2), grid), args);
+  visit_groups(grid.groups, [&](auto groups) {
+    launch(context, scan_forward_wgmma_kernel<groups>,
+           shape_of<groups>(a.in.q.dim(0) * a.in.q.dim(2), grid), args);
+  });
 }
 
 void delta_reverse_scan_wgmma(Context& context, const DeltaReverseScan& a) {
@@ -432,7 +559,10 @@ void delta_reverse_scan_wgmma(Context& context, const DeltaReverseScan& a) {
                          .dS_initial = pointer<float>(a.dS_initial),
                          .dS_final = pointer<float>(a.dS_final),
                          .slices = grid.slices};
-  launch(context, reverse_scan_wgmma_kernel, shape_of(a.in.q.dim(0) * a.in.q.dim(2), grid), args);
+  visit_groups(grid.groups, [&](auto groups) {
+    launch(context, reverse_scan_wgmma_kernel<groups>,
+           shape_of<groups>(a.in.q.dim(0) * a.in.q.dim(2), grid), args);
+  });
 }
 
 }  // namespace kla::KLA_BACKEND

@@ -169,8 +169,8 @@ struct BlockIndex {
 };
 
 // The lower blocks of a [64][64] matrix; a warp takes every warps-th block.
-template <class AnyTriangle, class T>
-__device__ __forceinline__ void copy_triangle(const AnyTriangle& to, const T* square, int warp,
+template <class T>
+__device__ __forceinline__ void copy_triangle(const Triangle<T>& to, const T* square, int warp,
                                               int warps, int lane) {
   constexpr int kPiece = 16 / static_cast<int>(sizeof(T)), kPieces = kBlock / kPiece;
   constexpr int kPass = 32 / kPieces;
@@ -249,8 +249,8 @@ __device__ inline int last_bit(unsigned bits) {
   return 31 - __clz(static_cast<int>(bits));
 }
 
-// One warp makes the gates of a chunk.
-__device__ inline void make_gates(Gates& out, const GateInputs& in) {
+// One warp makes the gates of a chunk; without `keep` it stores nothing.
+__device__ inline void make_gates(Gates& out, const GateInputs& in, bool keep = true) {
   const int lane = lane_index();
   const double kLog2E = 1.4426950408889634;
   double G[2];
@@ -270,14 +270,18 @@ __device__ inline void make_gates(Gates& out, const GateInputs& in) {
     const int t = 2 * lane + i;
     document += in.reset[i];
     if (in.reset[i]) first = t;
-    out.G_high[t] = static_cast<float>(G[i] * kLog2E);
-    out.G_low[t] = static_cast<float>(G[i] * kLog2E - out.G_high[t]);
-    out.D[t] = decay(document == 0, G[i]);
-    out.E[t] = decay(document == total, G_end - G[i]);
+    const float G_high = static_cast<float>(G[i] * kLog2E);
+    const float G_low = static_cast<float>(G[i] * kLog2E - G_high);
+    const float D = decay(document == 0, G[i]), E = decay(document == total, G_end - G[i]);
+    if (!keep) continue;
+    out.G_high[t] = G_high;
+    out.G_low[t] = G_low;
+    out.D[t] = D;
+    out.E[t] = E;
     out.beta[t] = in.beta[i];
     out.first[t] = first;
   }
-  if (lane != 0) return;
+  if (!keep || lane != 0) return;
   out.gamma = decay(total == 0, G_end);
   out.resets = total;
 }
@@ -294,25 +298,38 @@ __device__ Accumulator product_abt(const AnyTile& a, int i, const AnyTile& b, in
   return c;
 }
 
-// T0 -> Gam o T0 in place, and P = s Gam o Q K^T. The block's warps share the ten blocks.
+// A block of the two triangles.
+struct GatedBlock {
+  Accumulator inverse, P;
+};
+// Gam o T0 and P = s Gam o Q K^T of one block; `inverse` holds T0.
 template <int kK, class AnyTriangle, class AnyTile>
-__device__ void gate_triangles(const AnyTriangle& inverse, const AnyTriangle& P, const AnyTile& q,
-                               const AnyTile& k, const Gates& gates, float scale) {
-  for (int index = warp_index(); index < kLowerBlocks; index += warp_count()) {
-    const BlockIndex block(index);
-    Accumulator p = product_abt<kK>(q, block.i, k, block.j), gated;
-    const auto T0 = load_a(inverse.block(index), 0, 0);
+__device__ __forceinline__ GatedBlock gated_block(const BlockIndex& block,
+                                                  const AnyTriangle& inverse, const AnyTile& q,
+                                                  const AnyTile& k, const Gates& gates,
+                                                  float scale) {
+  GatedBlock gated{.inverse = {}, .P = product_abt<kK>(q, block.i, k, block.j)};
+  const auto T0 = load_a(inverse.block(block.i, block.j), 0, 0);
 #pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      const int i = block.i * kBlock + row_of(e), j = block.j * kBlock + column_of(e);
-      const float Gam = gates.between(i, j);
-      const bool reaches = gates.reaches(i, j);
-      p[e] = reaches ? scale * Gam * p[e] : 0;
-      gated[e] = reaches ? Gam * value(T0, e) : 0;
-    }
+  for (int e = 0; e < 8; ++e) {
+    const int i = block.i * kBlock + row_of(e), j = block.j * kBlock + column_of(e);
+    const float Gam = gates.between(i, j);
+    const bool reaches = gates.reaches(i, j);
+    gated.P[e] = reaches ? scale * Gam * gated.P[e] : 0;
+    gated.inverse[e] = reaches ? Gam * value(T0, e) : 0;
+  }
+  return gated;
+}
+
+// Both triangles, Gam o T0 in the place of T0. The block's warps share the ten blocks.
+template <int kK, class T>
+__device__ void gate_triangles(const Triangle<T>& inverse, const Triangle<T>& P, const Tile<T>& q,
+                               const Tile<T>& k, const Gates& gates, float scale) {
+  for (int index = warp_index(); index < kLowerBlocks; index += warp_count()) {
+    const GatedBlock gated = gated_block<kK>(BlockIndex(index), inverse, q, k, gates, scale);
     __syncwarp();
-    store(P.block(index), 0, 0, p);
-    store(inverse.block(index), 0, 0, gated);
+    store(P.block(index), 0, 0, gated.P);
+    store(inverse.block(index), 0, 0, gated.inverse);
   }
 }
 
