@@ -357,6 +357,7 @@ __device__ __forceinline__ void forward_step(const ForwardArgs& a, const Feed<fa
   warpgroup_begin();
   multiply_lower<true>(c, X, tiles.P);
   warpgroup_commit();
+  warpgroup_begin();
   add_to_state(S, EX, tiles.k);
   warpgroup_commit();
   warpgroup_wait<1>();
