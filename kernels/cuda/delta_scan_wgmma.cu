@@ -23,12 +23,20 @@ using SquareTile = CoreTile<kTokens>;
 constexpr int kKeyElements = KeyTile::elements(kTokens);
 constexpr int kSquareElements = SquareTile::elements(kTokens);
 
-// A lower triangle as one [64][64] tile; what lies above its blocks is not read.
-struct CoreTriangle {
-  bfloat16* data;
-  __device__ SquareTile block(int i, int j) const {
-    return {SquareTile{data}.at(i * kBlock, j * kBlock)};
+// A token tile whose blocks of 16 rows lie last block first. So do q and the rows of the triangles:
+// a product with a lower triangle then fills its accumulators from the first on, and only such does
+// ptxas let run behind a warp's back.
+template <class AnyTile>
+struct LastFirst {
+  AnyTile tile;
+  __device__ bfloat16* at(int row, int column) const {
+    return tile.at(row ^ (kTokens - kBlock), column);
   }
+};
+
+// A lower triangle as one [64][64] tile; what lies above its blocks is not read.
+struct CoreTriangle : LastFirst<SquareTile> {
+  __device__ SquareTile block(int i, int j) const { return {at(i * kBlock, j * kBlock)}; }
 };
 
 // Shared memory; `values` is v, or dO in the reverse scan.
@@ -36,7 +44,8 @@ template <int kGroups>
 struct Memory {
   static constexpr int kValueStride = padded<bfloat16>(kGroupColumns * kGroups);
   struct Stage {
-    KeyTile q, k;
+    LastFirst<KeyTile> q;
+    KeyTile k;
     Tile<bfloat16> values;
     CoreTriangle inverse, P;
     Gates* gates;
@@ -64,11 +73,11 @@ struct Memory {
   }
   __device__ Stage stage(int step) const {
     const int s = step % kStages;
-    return {{q + s * kKeyElements},
+    return {{{q + s * kKeyElements}},
             {k + s * kKeyElements},
             {values + s * kTokens * kValueStride, kValueStride},
-            {inverse + s * kSquareElements},
-            {P + step % kTriangles * kSquareElements},
+            {{{inverse + s * kSquareElements}}},
+            {{{P + step % kTriangles * kSquareElements}}},
             gates + s};
   }
 };
@@ -135,8 +144,7 @@ struct Feed {
         source + first_row(in, p) * in.V + at.column / kGroupColumns * kGroupColumns, in.H * in.V,
         thread % kGroupThreads, [&](int row, int) { return row < p.tokens; });
     copy_rows<kTokens, kThreads>(
-        SquareTile{to.inverse.data}, in.T_zero + chunk_index(in, p) * kTokens * kTokens, kTokens,
-        thread,
+        to.inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, kTokens, thread,
         [&](int row, int column) { return p.tokens > 0 && column / kBlock <= row / kBlock; });
     cp_async_commit();
   }
@@ -199,37 +207,30 @@ __device__ __forceinline__ void add_to_state(Accumulator (&S)[kKeyBlocks],
     warpgroup_multiply<0, kKeyBlocks, true, true>(S, a[i].x, advanced(b, 2 * i * kKeyRow));
 }
 
-// c += (lower a^T)^T: block i of c sums a_j lower_ij^T over j <= i. Blocks above are left out.
+// c += (lower a^T)^T: block i sums a_j lower_ij^T over j <= i. Last block first.
 template <bool kAdd>
 __device__ __forceinline__ void multiply_lower(Accumulator (&c)[kTokenBlocks],
                                                const OperandA<bfloat16> (&a)[kTokenBlocks],
                                                const CoreTriangle& lower) {
   static_assert(kTokenBlocks == 4);
-  const SharedOperand b = shared_operand(lower.data, kCoreBytes, kTriangleRow);
-  constexpr int kDiagonal = 2 * (kTriangleRow + kCoreBytes);  // from block (j, j) to the next
+  const SharedOperand b = shared_operand(lower.tile.data, kCoreBytes, kTriangleRow);
+  constexpr int kNext = 2 * kCoreBytes;
   warpgroup_multiply<0, 4, false, kAdd>(c, a[0].x, b);
-  warpgroup_multiply<1, 3, false, true>(c, a[1].x, advanced(b, kDiagonal));
-  warpgroup_multiply<2, 2, false, true>(c, a[2].x, advanced(b, 2 * kDiagonal));
-  warpgroup_multiply<3, 1, false, true>(c, a[3].x, advanced(b, 3 * kDiagonal));
+  warpgroup_multiply<0, 3, false, true>(c, a[1].x, advanced(b, kNext));
+  warpgroup_multiply<0, 2, false, true>(c, a[2].x, advanced(b, 2 * kNext));
+  warpgroup_multiply<0, 1, false, true>(c, a[3].x, advanced(b, 3 * kNext));
 }
-// c += (lower^T a^T)^T: block j of c sums a_i lower_ij over i >= j.
+// c += (lower^T a^T)^T: block j sums a_i lower_ij over i >= j. First block first.
 template <bool kAdd>
 __device__ __forceinline__ void multiply_upper(Accumulator (&c)[kTokenBlocks],
                                                const OperandA<bfloat16> (&a)[kTokenBlocks],
                                                const CoreTriangle& lower) {
-  const SharedOperand b = shared_operand(lower.data, kTriangleRow, kCoreBytes);
-  constexpr int kDown = 2 * kTriangleRow;
-  warpgroup_multiply<0, 4, true, kAdd>(c, a[3].x, advanced(b, 3 * kDown));
-  warpgroup_multiply<0, 3, true, true>(c, a[2].x, advanced(b, 2 * kDown));
-  warpgroup_multiply<0, 2, true, true>(c, a[1].x, advanced(b, kDown));
-  warpgroup_multiply<0, 1, true, true>(c, a[0].x, b);
-}
-
-template <int kBlocks>
-__device__ __forceinline__ void round_blocks(const Accumulator (&c)[kBlocks],
-                                             OperandA<bfloat16> (&a)[kBlocks]) {
-#pragma unroll
-  for (int i = 0; i < kBlocks; ++i) a[i] = operand<bfloat16>(c[i]);
+  const SharedOperand b = shared_operand(lower.tile.data, kTriangleRow, kCoreBytes);
+  constexpr int kNext = 2 * kTriangleRow;
+  warpgroup_multiply<0, 4, true, kAdd>(c, a[3].x, b);
+  warpgroup_multiply<0, 3, true, true>(c, a[2].x, advanced(b, kNext));
+  warpgroup_multiply<0, 2, true, true>(c, a[1].x, advanced(b, 2 * kNext));
+  warpgroup_multiply<0, 1, true, true>(c, a[0].x, advanced(b, 3 * kNext));
 }
 
 // ---- Between the products ----------------------------------------------------------------------
@@ -250,7 +251,18 @@ __device__ __forceinline__ void decay(Accumulator (&S)[kKeyBlocks], const Gates&
 #pragma unroll
     for (int e = 0; e < 8; ++e) S[c][e] = kResets ? 0 : S[c][e] * gamma;
 }
-template <bool kResets>
+// Where a token block lies in accumulators whose last block comes first.
+template <bool kLastFirst>
+constexpr int place_of(int block) {
+  return kLastFirst ? kTokenBlocks - 1 - block : block;
+}
+template <bool kLastFirst>
+__device__ __forceinline__ void round_tokens(const Accumulator (&c)[kTokenBlocks],
+                                             OperandA<bfloat16> (&a)[kTokenBlocks]) {
+#pragma unroll
+  for (int i = 0; i < kTokenBlocks; ++i) a[i] = operand<bfloat16>(c[place_of<kLastFirst>(i)]);
+}
+template <bool kLastFirst, bool kResets>
 __device__ __forceinline__ void scale_tokens(Accumulator (&c)[kTokenBlocks], const float* factor,
                                              float scale) {
 #pragma unroll
@@ -258,7 +270,8 @@ __device__ __forceinline__ void scale_tokens(Accumulator (&c)[kTokenBlocks], con
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       const float f = factor[i * kBlock + column_of(e)];
-      c[i][e] = scale * f * passed<kResets>(f, c[i][e]);
+      float& x = c[place_of<kLastFirst>(i)][e];
+      x = scale * f * passed<kResets>(f, x);
     }
 }
 
@@ -311,7 +324,8 @@ __device__ __forceinline__ void write_outputs(const Accumulator (&o)[kTokenBlock
                                               int column) {
   __syncwarp();  // the values of these columns have been read
 #pragma unroll
-  for (int i = 0; i < kTokenBlocks; ++i) store_transposed(values, i * kBlock, column, o[i]);
+  for (int i = 0; i < kTokenBlocks; ++i)
+    store_transposed(values, i * kBlock, column, o[place_of<true>(i)]);
   __syncwarp();
   write_columns(to, stride, rows, Tile<bfloat16>{values.at(0, column), values.stride});
 }
@@ -327,7 +341,7 @@ __device__ __forceinline__ void forward_step(const ForwardArgs& a, const Feed<fa
   const int column = warp_index() * kBlock;
   OperandA<bfloat16> s[kKeyBlocks], X[kTokenBlocks], EX[kTokenBlocks];
   Accumulator c[kTokenBlocks];  // K S, X, then O
-  round_blocks(S, s);
+  round_state(S, s);
   warpgroup_begin();
   read_state(s, tiles.k, c);
   warpgroup_commit();
@@ -344,16 +358,16 @@ __device__ __forceinline__ void forward_step(const ForwardArgs& a, const Feed<fa
   feed.copy_keys(n + 2);
   warpgroup_wait<0>();
 
-  round_blocks(c, X);
-  scale_tokens<kResets>(c, gates.E, 1);
-  round_blocks(c, EX);
+  round_tokens<true>(c, X);
+  scale_tokens<true, kResets>(c, gates.E, 1);
+  round_tokens<true>(c, EX);
   warpgroup_begin();
-  read_state(s, tiles.q, c);
+  read_state(s, tiles.q.tile, c);
   warpgroup_commit();
   feed.copy_values(n + 2);
   warpgroup_wait<0>();
 
-  scale_tokens<kResets>(c, gates.D, in.scale);
+  scale_tokens<true, kResets>(c, gates.D, in.scale);
   warpgroup_begin();
   multiply_lower<true>(c, X, tiles.P);
   warpgroup_commit();
@@ -412,9 +426,9 @@ __device__ __forceinline__ void reverse_step(const ReverseArgs& a, const Feed<tr
   const auto tiles = feed.memory.stage(step);
   const Gates& gates = *tiles.gates;
   const int column = warp_index() * kBlock;
-  OperandA<bfloat16> s[kKeyBlocks], d[kTokenBlocks], dX[kTokenBlocks];
+  OperandA<bfloat16> s[kKeyBlocks], d[kTokenBlocks], reads[kTokenBlocks], dX[kTokenBlocks];
   Accumulator c[kTokenBlocks];  // dX, then N
-  round_blocks(dS, s);
+  round_state(dS, s);
   warpgroup_begin();
   read_state(s, tiles.k, c);
   warpgroup_commit();
@@ -426,14 +440,14 @@ __device__ __forceinline__ void reverse_step(const ReverseArgs& a, const Feed<tr
   feed.gates(step + 2, coming);
   warpgroup_wait<0>();
 
-  scale_tokens<kResets>(c, gates.E, 1);
+  scale_tokens<false, kResets>(c, gates.E, 1);
   warpgroup_begin();
   multiply_upper<true>(c, d, tiles.P);
   warpgroup_commit();
   feed.copy_keys(step + 2);
   warpgroup_wait<0>();
 
-  round_blocks(c, dX);
+  round_tokens<false>(c, dX);
   warpgroup_begin();
   multiply_upper<false>(c, dX, tiles.inverse);
   warpgroup_commit();
@@ -446,10 +460,10 @@ __device__ __forceinline__ void reverse_step(const ReverseArgs& a, const Feed<tr
       const float D = gates.D[j * kBlock + column_of(e)];
       read[e] = passed<kResets>(D, in.scale * D * value(d[j], e));
     }
-    d[j] = operand<bfloat16>(read);
+    reads[place_of<true>(j)] = operand<bfloat16>(read);
   }
   warpgroup_begin();
-  add_to_state(dS, d, tiles.q);
+  add_to_state(dS, reads, tiles.q.tile);
   warpgroup_commit();
   feed.copy_values(step + 2);
   warpgroup_wait<1>();

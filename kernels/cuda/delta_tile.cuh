@@ -289,8 +289,8 @@ __device__ inline void make_gates(Gates& out, const GateInputs& in, bool keep = 
 // ---- Products ----------------------------------------------------------------------------------
 
 // rows i of a times rows j of b, summed over their kK columns.
-template <int kK, class AnyTile>
-__device__ Accumulator product_abt(const AnyTile& a, int i, const AnyTile& b, int j) {
+template <int kK, class TileA, class TileB>
+__device__ Accumulator product_abt(const TileA& a, int i, const TileB& b, int j) {
   Accumulator c;
 #pragma unroll
   for (int k = 0; k < kK; k += kBlock)
@@ -303,11 +303,10 @@ struct GatedBlock {
   Accumulator inverse, P;
 };
 // Gam o T0 and P = s Gam o Q K^T of one block; `inverse` holds T0.
-template <int kK, class AnyTriangle, class AnyTile>
+template <int kK, class AnyTriangle, class TileQ, class TileK>
 __device__ __forceinline__ GatedBlock gated_block(const BlockIndex& block,
-                                                  const AnyTriangle& inverse, const AnyTile& q,
-                                                  const AnyTile& k, const Gates& gates,
-                                                  float scale) {
+                                                  const AnyTriangle& inverse, const TileQ& q,
+                                                  const TileK& k, const Gates& gates, float scale) {
   GatedBlock gated{.inverse = {}, .P = product_abt<kK>(q, block.i, k, block.j)};
   const auto T0 = load_a(inverse.block(block.i, block.j), 0, 0);
 #pragma unroll
