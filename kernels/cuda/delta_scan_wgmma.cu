@@ -82,15 +82,6 @@ struct Memory {
   }
 };
 
-// A block to its place in a tile, where it is `wanted`.
-__device__ __forceinline__ void store_if(bool wanted, const SquareTile& to, const Accumulator& c) {
-#pragma unroll
-  for (int e = 0; e < 8; e += 2)
-    if (wanted)
-      *reinterpret_cast<__nv_bfloat162*>(to.at(row_of(e), column_of(e))) =
-          __floats2bfloat162_rn(c[e], c[e + 1]);
-}
-
 // kColumns columns of 64 rows, `stride` apart, by kThreads threads: neighbours take neighbouring
 // pieces of a row. Zeros where not valid(row, column).
 template <int kColumns, int kThreads, class AnyTile, class Valid>
@@ -148,22 +139,24 @@ struct Feed {
         [&](int row, int column) { return p.tokens > 0 && column / kBlock <= row / kBlock; });
     cp_async_commit();
   }
-  __device__ GateInputs gate_inputs(int step) const { return GateInputs(in, place(step)); }
-  // Every warp computes them, the last one keeps them.
+  __device__ bool makes_gates() const { return thread_index() / 32 == kWarps - 1; }
+  __device__ GateInputs gate_inputs(int step) const {
+    return makes_gates() ? GateInputs(in, place(step)) : GateInputs();
+  }
   __device__ void gates(int step, const GateInputs& inputs) const {
-    make_gates(*memory.stage(step).gates, inputs, thread_index() / 32 == kWarps - 1);
+    if (makes_gates()) make_gates(*memory.stage(step).gates, inputs);
   }
   __device__ void triangles(int step) const {
     const auto to = memory.stage(step);
     const int warp = thread_index() / 32;
 #pragma unroll
     for (int first = 0; first < kLowerBlocks; first += kWarps) {
-      const bool mine = first + warp < kLowerBlocks;
-      const BlockIndex block(mine ? first + warp : 0);
+      if (first + warp >= kLowerBlocks) break;
+      const BlockIndex block(first + warp);
       const GatedBlock gated = gated_block<kK>(block, to.inverse, to.q, to.k, *to.gates, in.scale);
       __syncwarp();
-      store_if(mine, to.P.block(block.i, block.j), gated.P);
-      store_if(mine, to.inverse.block(block.i, block.j), gated.inverse);
+      store(to.P.block(block.i, block.j), 0, 0, gated.P);
+      store(to.inverse.block(block.i, block.j), 0, 0, gated.inverse);
     }
   }
   __device__ void meet() const {

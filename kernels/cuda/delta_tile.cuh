@@ -249,8 +249,8 @@ __device__ inline int last_bit(unsigned bits) {
   return 31 - __clz(static_cast<int>(bits));
 }
 
-// One warp makes the gates of a chunk; without `keep` it stores nothing.
-__device__ inline void make_gates(Gates& out, const GateInputs& in, bool keep = true) {
+// One warp makes the gates of a chunk.
+__device__ inline void make_gates(Gates& out, const GateInputs& in) {
   const int lane = lane_index();
   const double kLog2E = 1.4426950408889634;
   double G[2];
@@ -270,18 +270,14 @@ __device__ inline void make_gates(Gates& out, const GateInputs& in, bool keep = 
     const int t = 2 * lane + i;
     document += in.reset[i];
     if (in.reset[i]) first = t;
-    const float G_high = static_cast<float>(G[i] * kLog2E);
-    const float G_low = static_cast<float>(G[i] * kLog2E - G_high);
-    const float D = decay(document == 0, G[i]), E = decay(document == total, G_end - G[i]);
-    if (!keep) continue;
-    out.G_high[t] = G_high;
-    out.G_low[t] = G_low;
-    out.D[t] = D;
-    out.E[t] = E;
+    out.G_high[t] = static_cast<float>(G[i] * kLog2E);
+    out.G_low[t] = static_cast<float>(G[i] * kLog2E - out.G_high[t]);
+    out.D[t] = decay(document == 0, G[i]);
+    out.E[t] = decay(document == total, G_end - G[i]);
     out.beta[t] = in.beta[i];
     out.first[t] = first;
   }
-  if (!keep || lane != 0) return;
+  if (lane != 0) return;
   out.gamma = decay(total == 0, G_end);
   out.resets = total;
 }
