@@ -109,10 +109,15 @@ struct Feed {
   const DeltaPointers<bfloat16>& in;
   const bfloat16* source;  // of the values
   const Memory<kGroups>& memory;
-  const ScanPlace& at;
 
+  // Computed anew where used: the products need the registers.
+  __device__ ScanPlace at() const {
+    return {static_cast<int>(blockIdx.z), static_cast<int>(blockIdx.y),
+            (static_cast<int>(blockIdx.x) * kWarps + thread_index() / 32) * kBlock};
+  }
   __device__ ChunkPlace place(int step) const {
-    ChunkPlace p = chunk_place(in, at.b, kReverse ? in.NC - 1 - step : step, at.h);
+    ChunkPlace p = chunk_place(in, static_cast<int>(blockIdx.z), kReverse ? in.NC - 1 - step : step,
+                               static_cast<int>(blockIdx.y));
     if (step >= in.NC) p.tokens = 0;
     return p;
   }
@@ -132,7 +137,7 @@ struct Feed {
     const int thread = thread_index(), group = thread / kGroupThreads * kGroupColumns;
     copy_rows<kGroupColumns, kGroupThreads>(
         Tile<bfloat16>{to.values.at(0, group), to.values.stride},
-        source + first_row(in, p) * in.V + at.column / kGroupColumns * kGroupColumns, in.H * in.V,
+        source + first_row(in, p) * in.V + at().column / kGroupColumns * kGroupColumns, in.H * in.V,
         thread % kGroupThreads, [&](int row, int) { return row < p.tokens; });
     copy_rows<kTokens, kThreads>(
         to.inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, kTokens, thread,
@@ -288,7 +293,6 @@ struct ForwardArgs {
   bfloat16 *o, *S_enter;  // S_enter, S_final, S_initial: null if not given
   float* S_final;
   const float* S_initial;
-  int slices;
 };
 
 // beta o Y of the warp's 16 columns of V, transposed, with Y = V - D R.
@@ -331,14 +335,14 @@ __device__ __forceinline__ void forward_step(const ForwardArgs& a, const Feed<fa
   const auto tiles = feed.memory.stage(n);
   const Gates& gates = *tiles.gates;
   const ChunkPlace p = feed.place(n);
-  const int column = warp_index() * kBlock;
+  const int column = thread_index() / 32 * kBlock;
   OperandA<bfloat16> s[kKeyBlocks], X[kTokenBlocks], EX[kTokenBlocks];
   Accumulator c[kTokenBlocks];  // K S, X, then O
   round_state(S, s);
   warpgroup_begin();
   read_state(s, tiles.k, c);
   warpgroup_commit();
-  keep_state(s, a.S_enter + (chunk_index(in, p) * in.V + feed.at.column) * in.K, in.K,
+  keep_state(s, a.S_enter + (chunk_index(in, p) * in.V + feed.at().column) * in.K, in.K,
              a.S_enter ? in.K : 0);
   decay<kResets>(S, gates);
   feed.gates(n + 2, coming);
@@ -368,7 +372,7 @@ __device__ __forceinline__ void forward_step(const ForwardArgs& a, const Feed<fa
   add_to_state(S, EX, tiles.k);
   warpgroup_commit();
   warpgroup_wait<1>();
-  write_outputs(c, a.o + first_row(in, p) * in.V + feed.at.column, in.H * in.V, p.tokens,
+  write_outputs(c, a.o + first_row(in, p) * in.V + feed.at().column, in.H * in.V, p.tokens,
                 tiles.values, column);
   feed.triangles(n + 1);
   coming = feed.gate_inputs(n + 3);
@@ -382,10 +386,9 @@ __global__ void __launch_bounds__(kGroupThreads* kGroups, 1)
   SharedMemory shared;
   const Memory<kGroups> memory(shared);
   const DeltaPointers<bfloat16>& in = a.in;
-  const ScanPlace at(in.H, a.slices);
-  const Feed<false, kGroups> feed{in, in.v, memory, at};
+  const Feed<false, kGroups> feed{in, in.v, memory};
   Accumulator S[kKeyBlocks];
-  load_state(S, a.S_initial ? a.S_initial + carried_state(in, at) : nullptr, in.K);
+  load_state(S, a.S_initial ? a.S_initial + carried_state(in, feed.at()) : nullptr, in.K);
   feed.begin();
   GateInputs coming = feed.gate_inputs(2);
 #pragma unroll 1
@@ -396,7 +399,7 @@ __global__ void __launch_bounds__(kGroupThreads* kGroups, 1)
     else
       forward_step<true>(a, feed, n, coming, S);
   }
-  if (a.S_final) store_state(S, a.S_final + carried_state(in, at), in.K);
+  if (a.S_final) store_state(S, a.S_final + carried_state(in, feed.at()), in.K);
 #endif
 }
 
@@ -408,7 +411,6 @@ struct ReverseArgs {
   bfloat16* dS_leave;
   float* dS_initial;  // null if not given, as dS_final
   const float* dS_final;
-  int slices;
 };
 
 template <bool kResets, int kGroups>
@@ -418,14 +420,14 @@ __device__ __forceinline__ void reverse_step(const ReverseArgs& a, const Feed<tr
   const DeltaPointers<bfloat16>& in = a.in;
   const auto tiles = feed.memory.stage(step);
   const Gates& gates = *tiles.gates;
-  const int column = warp_index() * kBlock;
+  const int column = thread_index() / 32 * kBlock;
   OperandA<bfloat16> s[kKeyBlocks], d[kTokenBlocks], reads[kTokenBlocks], dX[kTokenBlocks];
   Accumulator c[kTokenBlocks];  // dX, then N
   round_state(dS, s);
   warpgroup_begin();
   read_state(s, tiles.k, c);
   warpgroup_commit();
-  keep_state(s, a.dS_leave + (chunk_index(in, feed.place(step)) * in.V + feed.at.column) * in.K,
+  keep_state(s, a.dS_leave + (chunk_index(in, feed.place(step)) * in.V + feed.at().column) * in.K,
              in.K, in.K);
 #pragma unroll
   for (int j = 0; j < kTokenBlocks; ++j) d[j] = load_a_transposed(tiles.values, column, j * kBlock);
@@ -487,10 +489,9 @@ __global__ void __launch_bounds__(kGroupThreads* kGroups, 1)
   SharedMemory shared;
   const Memory<kGroups> memory(shared);
   const DeltaPointers<bfloat16>& in = a.in;
-  const ScanPlace at(in.H, a.slices);
-  const Feed<true, kGroups> feed{in, a.dout, memory, at};
+  const Feed<true, kGroups> feed{in, a.dout, memory};
   Accumulator dS[kKeyBlocks];
-  load_state(dS, a.dS_final ? a.dS_final + carried_state(in, at) : nullptr, in.K);
+  load_state(dS, a.dS_final ? a.dS_final + carried_state(in, feed.at()) : nullptr, in.K);
   feed.begin();
   GateInputs coming = feed.gate_inputs(2);
 #pragma unroll 1
@@ -501,7 +502,7 @@ __global__ void __launch_bounds__(kGroupThreads* kGroups, 1)
     else
       reverse_step<true>(a, feed, step, coming, dS);
   }
-  if (a.dS_initial) store_state(dS, a.dS_initial + carried_state(in, at), in.K);
+  if (a.dS_initial) store_state(dS, a.dS_initial + carried_state(in, feed.at()), in.K);
 #endif
 }
 
@@ -529,8 +530,9 @@ void visit_groups(int groups, Visit&& visit) {
 }
 
 template <int kGroups>
-Shape shape_of(int64_t heads, const Grid& grid) {
-  return {.grid = dim3(static_cast<unsigned>(heads * grid.slices)),
+Shape shape_of(const View& q, const Grid& grid) {
+  return {.grid = dim3(static_cast<unsigned>(grid.slices), static_cast<unsigned>(q.dim(2)),
+                       static_cast<unsigned>(q.dim(0))),
           .threads = static_cast<unsigned>(kGroupThreads * kGroups),
           .shared_bytes = Memory<kGroups>::bytes()};
 }
@@ -550,11 +552,9 @@ void delta_scan_forward_wgmma(Context& context, const DeltaScanForward& a) {
                          .o = pointer<bfloat16>(a.o),
                          .S_enter = pointer<bfloat16>(a.S_enter),
                          .S_final = pointer<float>(a.S_final),
-                         .S_initial = pointer<float>(a.S_initial),
-                         .slices = grid.slices};
+                         .S_initial = pointer<float>(a.S_initial)};
   visit_groups(grid.groups, [&](auto groups) {
-    launch(context, scan_forward_wgmma_kernel<groups>,
-           shape_of<groups>(a.in.q.dim(0) * a.in.q.dim(2), grid), args);
+    launch(context, scan_forward_wgmma_kernel<groups>, shape_of<groups>(a.in.q, grid), args);
   });
 }
 
@@ -565,11 +565,9 @@ void delta_reverse_scan_wgmma(Context& context, const DeltaReverseScan& a) {
                          .dout = pointer<bfloat16>(a.dout),
                          .dS_leave = pointer<bfloat16>(a.dS_leave),
                          .dS_initial = pointer<float>(a.dS_initial),
-                         .dS_final = pointer<float>(a.dS_final),
-                         .slices = grid.slices};
+                         .dS_final = pointer<float>(a.dS_final)};
   visit_groups(grid.groups, [&](auto groups) {
-    launch(context, reverse_scan_wgmma_kernel<groups>,
-           shape_of<groups>(a.in.q.dim(0) * a.in.q.dim(2), grid), args);
+    launch(context, reverse_scan_wgmma_kernel<groups>, shape_of<groups>(a.in.q, grid), args);
   });
 }
 
