@@ -25,7 +25,8 @@ constexpr int kGroups = 3, kThreads = 128 * kGroups, kLastWarp = kThreads / 32 -
 using KeyTile = CoreTile<kK>;
 using SquareTile = CoreTile<kTokens>;
 static_assert(kVTile == kTokens);
-constexpr int kKeyElements = kTokens * kK, kSquareElements = kTokens * kTokens;
+constexpr int kKeyElements = KeyTile::elements(kTokens);
+constexpr int kSquareElements = SquareTile::elements(kTokens);
 
 // Sums of tokens.
 struct ChunkSums {
@@ -46,8 +47,10 @@ struct Memory {
   // A stage holds a tile; the one that holds none behind the walk: Z of group 1, and what it hands
   // to group 2 [kKeyBlocks * 8][128 threads].
   static constexpr int kZElements = kTokens * kZStride, kHandedElements = kKeyBlocks * 8 * 128;
-  static constexpr int kStageElements = 2 * (kZElements + kHandedElements);  // of bf16
-  static_assert(kStageElements >= 2 * (kKeyElements + kSquareElements));
+  static constexpr int kStageElements = 2 * (kKeyElements + kSquareElements);
+  static constexpr int kChainElements = 2 * kSquareElements;
+  static_assert(kStageElements >= 2 * (kZElements + kHandedElements));  // of f32
+  static_assert(kChainElements >= 2 * kZElements);
 
   bfloat16 *k, *q, *inverse, *P, *stages, *chains;
   Gates* gates;
@@ -60,7 +63,7 @@ struct Memory {
     inverse = shared.array<bfloat16>(2 * kSquareElements);
     P = shared.array<bfloat16>(kSquareElements);
     stages = shared.array<bfloat16>(2 * kStageElements);
-    chains = shared.array<bfloat16>(2 * kZElements);  // X^T and N^T, then Z of group 2
+    chains = shared.array<bfloat16>(kChainElements);  // X^T and N^T, then Z of group 2
     gates = shared.array<Gates>(2);
     sums = shared.array<ChunkSums>(1);
     place = shared.array<ChunkPlace>(1);
@@ -72,7 +75,7 @@ struct Memory {
     size.array<bfloat16>(2 * kSquareElements);
     size.array<bfloat16>(kSquareElements);
     size.array<bfloat16>(2 * kStageElements);
-    size.array<bfloat16>(2 * kZElements);
+    size.array<bfloat16>(kChainElements);
     size.array<Gates>(2);
     size.array<ChunkSums>(1);
     size.array<ChunkPlace>(1);
@@ -224,15 +227,18 @@ __device__ __forceinline__ void gradient_chain(const Memory::Head& m, const Memo
   store_rows(N, row, c);
 }
 
-// This thread's part of <dS, S>.
+// This thread's part of <dS, S>: rows of cores, neighbours one behind the other.
 __device__ __forceinline__ float dot_states(const Memory::VTile& tile) {
-  constexpr int kPieces = kKeyElements / 8;
+  constexpr int kCores = kTokens / 8 * (kK / 8), kAtOnce = 128 / 8;
+  static_assert(kCores % kAtOnce == 0);
+  const int thread = static_cast<int>(threadIdx.x) % 128;
+  const int first = thread / 8 * KeyTile::kCore + thread % 8 * 8;
   float sum = 0;
-  const uint4* S_pieces = reinterpret_cast<const uint4*>(tile.S.data) + threadIdx.x % 128;
-  const uint4* dS_pieces = reinterpret_cast<const uint4*>(tile.dS.data) + threadIdx.x % 128;
 #pragma unroll
-  for (int piece = 0; piece < kPieces; piece += 128) {
-    const uint4 S = S_pieces[piece], dS = dS_pieces[piece];
+  for (int core = 0; core < kCores; core += kAtOnce) {
+    const int place = first + core * KeyTile::kCore;
+    const uint4 S = *reinterpret_cast<const uint4*>(tile.S.data + place);
+    const uint4 dS = *reinterpret_cast<const uint4*>(tile.dS.data + place);
     sum +=
         dot(OperandB<bfloat16>{{S.x, S.y, S.z, S.w}}, OperandB<bfloat16>{{dS.x, dS.y, dS.z, dS.w}});
   }

@@ -68,6 +68,7 @@ struct ScanMemory {
 // and queries then come from the cache.
 struct ScanPlace {
   int b, h, column;  // the warp's first column of V
+  __device__ ScanPlace(int sequence, int head, int first) : b(sequence), h(head), column(first) {}
   __device__ ScanPlace(int H, int slices) {
     const int block = static_cast<int>(blockIdx.x);
     const int head = block / slices, slice = block % slices;

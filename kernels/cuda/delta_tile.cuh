@@ -289,8 +289,8 @@ __device__ inline void make_gates(Gates& out, const GateInputs& in) {
 // ---- Products ----------------------------------------------------------------------------------
 
 // rows i of a times rows j of b, summed over their kK columns.
-template <int kK, class AnyTile>
-__device__ Accumulator product_abt(const AnyTile& a, int i, const AnyTile& b, int j) {
+template <int kK, class TileA, class TileB>
+__device__ Accumulator product_abt(const TileA& a, int i, const TileB& b, int j) {
   Accumulator c;
 #pragma unroll
   for (int k = 0; k < kK; k += kBlock)
@@ -307,26 +307,38 @@ __device__ __forceinline__ TwoRows two_rows(const Gates& gates, int first) {
   return {{gates.row(first + row_of(0)), gates.row(first + row_of(2))}};
 }
 
-// T0 -> Gam o T0 in place, and P = s Gam o Q K^T. The block's warps share the ten blocks.
+// A block of the two triangles.
+struct GatedBlock {
+  Accumulator inverse, P;
+};
+// Gam o T0 and P = s Gam o Q K^T of one block; `inverse` holds T0.
+template <int kK, class AnyTriangle, class TileQ, class TileK>
+__device__ __forceinline__ GatedBlock gated_block(const BlockIndex& block,
+                                                  const AnyTriangle& inverse, const TileQ& q,
+                                                  const TileK& k, const Gates& gates, float scale) {
+  GatedBlock gated{.inverse = {}, .P = product_abt<kK>(q, block.i, k, block.j)};
+  const auto T0 = load_a(inverse.block(block.i, block.j), 0, 0);
+  const TwoRows rows = two_rows(gates, block.i * kBlock);
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    const Gates::Row& i = rows.of(e);
+    const int j = block.j * kBlock + column_of(e);
+    const float Gam = gates.between(i, j);
+    gated.P[e] = i.reaches(j) ? scale * Gam * gated.P[e] : 0;
+    gated.inverse[e] = i.reaches(j) ? Gam * value(T0, e) : 0;
+  }
+  return gated;
+}
+
+// Both triangles, Gam o T0 in the place of T0. The block's warps share the ten blocks.
 template <int kK, class AnyTriangle, class AnyTile>
 __device__ void gate_triangles(const AnyTriangle& inverse, const AnyTriangle& P, const AnyTile& q,
                                const AnyTile& k, const Gates& gates, float scale) {
   for (int index = warp_index(); index < kLowerBlocks; index += warp_count()) {
-    const BlockIndex block(index);
-    Accumulator p = product_abt<kK>(q, block.i, k, block.j), gated;
-    const auto T0 = load_a(inverse.block(index), 0, 0);
-    const auto rows = two_rows(gates, block.i * kBlock);
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      const Gates::Row& i = rows.of(e);
-      const int j = block.j * kBlock + column_of(e);
-      const float Gam = gates.between(i, j);
-      p[e] = i.reaches(j) ? scale * Gam * p[e] : 0;
-      gated[e] = i.reaches(j) ? Gam * value(T0, e) : 0;
-    }
+    const GatedBlock gated = gated_block<kK>(BlockIndex(index), inverse, q, k, gates, scale);
     __syncwarp();
-    store(P.block(index), 0, 0, p);
-    store(inverse.block(index), 0, 0, gated);
+    store(P.block(index), 0, 0, gated.P);
+    store(inverse.block(index), 0, 0, gated.inverse);
   }
 }
 

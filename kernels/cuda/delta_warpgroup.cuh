@@ -8,7 +8,7 @@
 
 namespace kla::KLA_BACKEND {
 
-constexpr int kCoreBytes = 128;
+inline constexpr int kCoreBytes = 2 * CoreTile<kTokens>::kCore;
 
 // Bytes from one row of cores to the next.
 template <int kColumns>
@@ -62,7 +62,7 @@ __device__ __forceinline__ void copy_cores(const CoreTile<kColumns>& to, const b
 // Zeros all of `count` triangles that lie one behind the other.
 __device__ __forceinline__ void clear(const CoreTriangle& first, int count) {
   uint4* pieces = reinterpret_cast<uint4*>(first.data);
-  for (int i = static_cast<int>(threadIdx.x); i < count * kTokens * kTokens / 8;
+  for (int i = static_cast<int>(threadIdx.x); i < count * CoreTile<kTokens>::elements(kTokens) / 8;
        i += static_cast<int>(blockDim.x))
     pieces[i] = uint4{};
 }

@@ -58,16 +58,18 @@ struct Tile {
   __device__ T* at(int row, int column) const { return data + row * stride + column; }
 };
 
-// Rows of kColumns bf16 values in 8x8 cores of 128 bytes, one behind the other along the rows: what
-// a product of a warpgroup reads (wgmma.cuh).
+// Rows of kColumns bf16 values in 8x8 cores of 128 bytes: what a product of a warpgroup reads
+// (wgmma.cuh). Cores lie 16 bytes further apart than they are large, so that neighbouring pieces of
+// a row meet different banks, as those of a core do.
 template <int kColumns>
 struct CoreTile {
   using Element = bfloat16;
-  static constexpr int kCore = 64, kRowOfCores = kColumns / 8 * kCore;  // elements
+  static constexpr int kCore = 64 + 8, kRowOfCores = kColumns / 8 * kCore;  // elements
   bfloat16* data;
   __device__ bfloat16* at(int row, int column) const {
     return data + row / 8 * kRowOfCores + column / 8 * kCore + row % 8 * 8 + column % 8;
   }
+  static constexpr int elements(int rows) { return rows / 8 * kRowOfCores; }
 };
 
 struct Accumulator {  // 16x16, f32

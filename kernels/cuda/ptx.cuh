@@ -30,6 +30,14 @@ __device__ inline void cp_async_16(void* shared, const void* global, bool valid)
                "l"(global), "r"(valid ? 16 : 0)
                : "memory");
 }
+// The same where it is `wanted`; without a branch.
+__device__ inline void cp_async_16_if(bool wanted, void* shared, const void* global, bool valid) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %3, 0;\n"
+      "@p cp.async.cg.shared.global [%0], [%1], 16, %2;\n}\n" ::"r"(shared_address(shared)),
+      "l"(global), "r"(valid ? 16 : 0), "r"(int{wanted})
+      : "memory");
+}
 __device__ inline void cp_async_commit() {
   asm volatile("cp.async.commit_group;\n" ::: "memory");
 }

@@ -30,14 +30,15 @@ namespace kla::cuda {
 // run along n and 16 bytes along k (kTransposed: the other way); `k_bytes` and `n_bytes` lead to
 // the next core along k and n.
 struct SharedOperand {
-  uint64_t bits;
+  uint32_t low, high;  // of the descriptor
+  __device__ uint64_t bits() const { return uint64_t{high} << 32 | low; }
 };
 __device__ inline SharedOperand shared_operand(const void* first, int k_bytes, int n_bytes) {
-  return {static_cast<uint64_t>(shared_address(first) >> 4) |
-          static_cast<uint64_t>(k_bytes >> 4) << 16 | static_cast<uint64_t>(n_bytes >> 4) << 32};
+  return {shared_address(first) >> 4 | static_cast<uint32_t>(k_bytes >> 4) << 16,
+          static_cast<uint32_t>(n_bytes >> 4)};
 }
 __device__ inline SharedOperand advanced(SharedOperand operand, int bytes) {
-  return {operand.bits + static_cast<uint64_t>(bytes >> 4)};
+  return {operand.low + static_cast<uint32_t>(bytes >> 4), operand.high};
 }
 
 #ifdef KLA_HAS_WGMMA
@@ -67,7 +68,7 @@ __device__ __forceinline__ void warpgroup_multiply(Block (&c)[kAll], const uint3
   "+f"((c).x[0][0]), "+f"((c).x[0][1]), "+f"((c).x[0][2]), "+f"((c).x[0][3]), "+f"((c).x[1][0]), \
       "+f"((c).x[1][1]), "+f"((c).x[1][2]), "+f"((c).x[1][3])
 #define KLA_OPERANDS \
-  "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.bits), "n"(int{kAdd}), "n"(int{kTransposed})
+  "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.bits()), "n"(int{kAdd}), "n"(int{kTransposed})
   if constexpr (kCount == 1)
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
@@ -130,7 +131,7 @@ __device__ __forceinline__ void warpgroup_multiply(Block (&c)[kCount], SharedOpe
                                                    SharedOperand b) {
   constexpr int kFirst = 0;
 #define KLA_OPERANDS \
-  "l"(a.bits), "l"(b.bits), "n"(int{kAdd}), "n"(int{kTransposedA}), "n"(int{kTransposedB})
+  "l"(a.bits()), "l"(b.bits()), "n"(int{kAdd}), "n"(int{kTransposedA}), "n"(int{kTransposedB})
   if constexpr (kCount == 4)
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"

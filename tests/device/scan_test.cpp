@@ -104,6 +104,23 @@ TEST(DeviceScan, TakesEveryHeadShape) {
     expect_scan(draw_problem({.T = 65, .H = 1, .K = K, .V = V}, Decay::slow, 0.3), "slow decay");
 }
 
+// bf16, K of 64 to 96, V a multiple of 64: where a device multiplies by warpgroups.
+TEST(DeviceScan, TakesWholeWarpgroups) {
+  for (int64_t T : {0, 1, 63, 64, 65, 128, 260})
+    expect_scan(draw_problem({.B = 2, .T = T, .H = 2, .K = 64, .V = 64}, Decay::slow, 0.5),
+                "slow decay", {DType::bf16});
+  constexpr int64_t kShapes[][2] = {{80, 128}, {96, 64}, {64, 192}, {96, 256}};
+  for (const auto& [K, V] : kShapes)
+    expect_scan(draw_problem({.T = 200, .H = 2, .K = K, .V = V}, Decay::slow, 0.3), "slow decay",
+                {DType::bf16});
+  DeltaProblem p = draw_problem({.B = 2, .T = 260, .H = 1, .K = 96, .V = 64}, Decay::mixed, 0.5);
+  for (std::initializer_list<int64_t> tokens :
+       {std::initializer_list<int64_t>{0, 1, 2, 3}, {63, 127, 128, 129}, {64, 391}}) {
+    reset_at(p, tokens);
+    expect_scan(p, "resets from " + std::to_string(*tokens.begin()), {DType::bf16});
+  }
+}
+
 TEST(DeviceScan, StandsEveryDecayWithCorrelatedKeysOrLargeGain) {
   constexpr DeltaShape kShape{.T = 70, .H = 2, .K = 48, .V = 96};
   for (Decay decay : kDecays) {
@@ -155,15 +172,15 @@ TEST(DeviceScan, HasNoGateGradientAtAReset) {
 }
 
 // Not a bit of one document reaches the next, or back.
-TEST(DeviceScan, KeepsDocumentsApart) {
-  const auto p = draw_problem({.T = 100, .H = 1, .K = 16, .V = 16}, Decay::slow, 0.5);
+void expect_documents_apart(int64_t dim, std::initializer_list<int64_t> starts) {
+  const auto p = draw_problem({.T = 100, .H = 1, .K = dim, .V = dim}, Decay::slow, 0.5);
   const DeltaCache cache = cache_of(p);
-  for (int64_t start : {1, 37, 64, 65}) {
+  for (int64_t start : starts) {
     DeltaProblem one = p;
     reset_at(one, {start});
     DeltaProblem two = one;  // another first document
     for (Values* x : {&two.q, &two.v, &two.dout})
-      for (size_t i = 0; i < static_cast<size_t>(start) * 16; ++i) (*x)[i] = 3 - (*x)[i];
+      for (size_t i = 0; i < static_cast<size_t>(start * dim); ++i) (*x)[i] = 3 - (*x)[i];
     for (double& x : two.S_initial) x = 5 - x;
     for (Device device : devices_under_test())
       for (DType compute : {DType::f32, DType::bf16}) {
@@ -183,10 +200,14 @@ TEST(DeviceScan, KeepsDocumentsApart) {
       }
   }
 }
+TEST(DeviceScan, KeepsDocumentsApart) {
+  expect_documents_apart(16, {1, 37, 64, 65});
+  expect_documents_apart(64, {1, 64, 65});  // by warpgroups
+}
 
 // States may be carried in place, or not be given at all.
-TEST(DeviceScan, CarriesStatesInPlaceOrStartsFromNothing) {
-  DeltaProblem p = draw_problem({.B = 2, .T = 65, .H = 1, .K = 32, .V = 48}, Decay::slow);
+void expect_carried_states(int64_t K, int64_t V, DType compute) {
+  DeltaProblem p = draw_problem({.B = 2, .T = 65, .H = 1, .K = K, .V = V}, Decay::slow);
   const DeltaShape& s = p.shape;
   for (bool given : {true, false}) {
     if (!given) {
@@ -216,10 +237,16 @@ TEST(DeviceScan, CarriesStatesInPlaceOrStartsFromNothing) {
       lab.keep("S", S);
       lab.keep("dS", dS);
     };
-    const Results reference = execute(Device::reference, program);
+    const Results reference = execute(Device::reference, program, 1, compute);
+    const double bound = compute == DType::f32 ? kFloatBound : kBf16Bound;
     for (Device device : devices_under_test())
-      expect_close(execute(device, program), reference, kFloatBound, given ? "in place" : "fresh");
+      expect_close(execute(device, program, 1, compute), reference, bound,
+                   given ? "in place" : "fresh");
   }
+}
+TEST(DeviceScan, CarriesStatesInPlaceOrStartsFromNothing) {
+  expect_carried_states(32, 48, DType::f32);
+  expect_carried_states(80, 64, DType::bf16);
 }
 
 TEST(DeviceScan, RepeatsItselfWithAnyNumberOfThreads) {

@@ -11,6 +11,10 @@
 namespace kla::simt {
 
 void cp_async_16(void* shared, const void* global, bool valid, KLA_SIMT_PLACE);
+inline void cp_async_16_if(bool wanted, void* shared, const void* global, bool valid,
+                           KLA_SIMT_PLACE) {
+  if (wanted) cp_async_16(shared, global, valid, place);
+}
 void cp_async_commit(KLA_SIMT_PLACE);
 void cp_async_wait_pending(int pending, const fibers::Site&);
 template <int kPending>

@@ -215,6 +215,26 @@ TEST(Async, CopiesLandWhenTheirGroupIsWaitedFor) {
     }
 }
 
+__global__ void conditional_kernel(const float4* source, float4* out) {
+  SharedMemory shared;
+  float4* stage = shared.array<float4>(3);
+  for (int s = 0; s < 3; ++s) stage[s] = {9, 9, 9, 9};
+  for (int s = 0; s < 3; ++s) cp_async_16_if(s != 1, stage + s, source, s != 2);
+  cp_async_commit();
+  cp_async_wait<0>();
+  for (int s = 0; s < 3; ++s) out[s] = stage[s];
+}
+
+TEST(Async, AnUnwantedCopyTouchesNothing) {
+  Buffer<float4> in(std::vector<float4>{{1, 2, 3, 4}}), out(3);
+  launch(context(), conditional_kernel, {1, 1, SharedSize().array<float4>(3).bytes()}, in.data(),
+         out.data());
+  const std::vector<float4> got = out.host();
+  EXPECT_EQ(got[0].w, 4);
+  EXPECT_EQ(got[1].w, 9);
+  EXPECT_EQ(got[2].w, 0);
+}
+
 // The nearest number of 10 bits of fraction; halfway, the one further from zero.
 float nearest_tf32(float x) {
   int exponent;
