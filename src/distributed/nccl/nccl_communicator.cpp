@@ -6,6 +6,8 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <exception>
+#include <future>
 #include <thread>
 
 #include "distributed/communicator.h"
@@ -79,18 +81,14 @@ class NcclCommunicator final : public Communicator {
     finish(result, "ncclCommInitRankConfig");
   }
 
+  // Finalizing and destroying wait for the other ranks: where an error has ended the work, one of
+  // them may be gone or frozen.
   ~NcclCommunicator() override {
     if (!comm_) return;
-    ncclResult_t state = nccl_.finalize(comm_);
-    const auto since = Clock::now();
-    while (state == ncclInProgress && Clock::now() - since < std::chrono::seconds(10)) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      nccl_.get_async_error(comm_, &state);
-    }
-    if (state == ncclSuccess) {
-      nccl_.destroy(comm_);
+    if (std::uncaught_exceptions() > exceptions_ || !finalized()) {
+      abandon();
     } else {
-      nccl_.abort(comm_);
+      nccl_.destroy(comm_);
     }
   }
 
@@ -141,15 +139,34 @@ class NcclCommunicator final : public Communicator {
         channel().watch(since, what);
       }
     } catch (...) {
-      if (comm_) nccl_.abort(comm_);
-      comm_ = nullptr;
+      if (comm_) abandon();
       throw;
     }
+  }
+
+  bool finalized() const {
+    ncclResult_t state = nccl_.finalize(comm_);
+    const auto since = Clock::now();
+    while (state == ncclInProgress && Clock::now() - since < std::chrono::seconds(10)) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      nccl_.get_async_error(comm_, &state);
+    }
+    return state == ncclSuccess;
+  }
+
+  // Aborts, without trusting NCCL to come back from it.
+  void abandon() {
+    std::packaged_task<void()> abort([abort = nccl_.abort, comm = comm_] { abort(comm); });
+    std::future<void> done = abort.get_future();
+    std::thread(std::move(abort)).detach();
+    done.wait_for(std::chrono::seconds(5));
+    comm_ = nullptr;
   }
 
   DeviceServices& services_;
   const Library& nccl_;
   ncclComm_t comm_ = nullptr;
+  const int exceptions_ = std::uncaught_exceptions();
 };
 
 std::unique_ptr<Communicator> make_nccl_communicator(Channel& channel, DeviceServices& services) {
