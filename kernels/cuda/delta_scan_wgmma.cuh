@@ -16,10 +16,13 @@ inline constexpr int kGroupColumns = 64, kGroupThreads = 128;  // of V, of a war
 inline constexpr int kMostGroups = 3;
 inline constexpr int kStages = 3, kTriangles = 2;
 
-using KeyTile = CoreTile<kK>;
-using SquareTile = CoreTile<kTokens>;
-inline constexpr int kKeyElements = KeyTile::elements(kTokens);
-inline constexpr int kSquareElements = SquareTile::elements(kTokens);
+// Cores lie 16 bytes further apart than they are large: neighbouring pieces of a row then meet
+// different banks, as those of a core do, and are copied by neighbouring threads.
+inline constexpr int kCore = 64 + 8;
+using KeyTile = CoreTile<kK, kCore>;
+using SquareTile = CoreTile<kTokens, kCore>;
+inline constexpr int kKeyElements = kTokens / 8 * KeyTile::kRowOfCores;
+inline constexpr int kSquareElements = kTokens / 8 * SquareTile::kRowOfCores;
 
 // A token tile whose blocks of 16 rows lie last block first. So do q and the rows of the triangles:
 // a product with a lower triangle then fills its accumulators from the first on, and only such does
@@ -180,7 +183,7 @@ struct Feed {
 
 // ---- Products ----------------------------------------------------------------------------------
 
-inline constexpr int kCoreBytes = 2 * KeyTile::kCore, kKeyRow = 2 * KeyTile::kRowOfCores;
+inline constexpr int kCoreBytes = 2 * kCore, kKeyRow = 2 * KeyTile::kRowOfCores;
 inline constexpr int kTriangleRow = 2 * SquareTile::kRowOfCores;
 
 // tokens S, transposed: [64 of V][64 tokens].

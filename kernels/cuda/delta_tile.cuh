@@ -169,8 +169,8 @@ struct BlockIndex {
 };
 
 // The lower blocks of a [64][64] matrix; a warp takes every warps-th block.
-template <class T>
-__device__ __forceinline__ void copy_triangle(const Triangle<T>& to, const T* square, int warp,
+template <class AnyTriangle, class T>
+__device__ __forceinline__ void copy_triangle(const AnyTriangle& to, const T* square, int warp,
                                               int warps, int lane) {
   constexpr int kPiece = 16 / static_cast<int>(sizeof(T)), kPieces = kBlock / kPiece;
   constexpr int kPass = 32 / kPieces;
@@ -196,12 +196,16 @@ struct alignas(16) Gates {
   int resets;          // in the chunk
   int first[kTokens];  // the token that starts this token's document, or 0
 
-  // Whether j is at or before i and in the same document.
-  __device__ bool reaches(int i, int j) const { return j <= i && j >= first[i]; }
-  // Gam_ij of tokens where it does.
-  __device__ float between(int i, int j) const {
-    const float exponent = (G_high[i] - G_high[j]) + (G_low[i] - G_low[j]);
-    return exp2_fast(fminf(exponent, 0.0f));
+  // What a token needs to look back: at token j of its document it sees exp(G_i - G_j).
+  struct Row {
+    float high, low;
+    int token, first;
+    __device__ bool reaches(int j) const { return j <= token && j >= first; }
+  };
+  __device__ Row row(int i) const { return {G_high[i], G_low[i], i, first[i]}; }
+  // Gam_ij where i reaches j.
+  __device__ float between(const Row& i, int j) const {
+    return exp2_fast(fminf((i.high - G_high[j]) + (i.low - G_low[j]), 0.0f));
   }
 };
 
@@ -294,6 +298,15 @@ __device__ Accumulator product_abt(const TileA& a, int i, const TileB& b, int j)
   return c;
 }
 
+// The rows that a lane has of a block of 16 tokens, element by element.
+struct TwoRows {
+  Gates::Row row[2];
+  __device__ const Gates::Row& of(int e) const { return row[e / 2 % 2]; }
+};
+__device__ __forceinline__ TwoRows two_rows(const Gates& gates, int first) {
+  return {{gates.row(first + row_of(0)), gates.row(first + row_of(2))}};
+}
+
 // A block of the two triangles.
 struct GatedBlock {
   Accumulator inverse, P;
@@ -305,21 +318,22 @@ __device__ __forceinline__ GatedBlock gated_block(const BlockIndex& block,
                                                   const TileK& k, const Gates& gates, float scale) {
   GatedBlock gated{.inverse = {}, .P = product_abt<kK>(q, block.i, k, block.j)};
   const auto T0 = load_a(inverse.block(block.i, block.j), 0, 0);
+  const auto rows = two_rows(gates, block.i * kBlock);
 #pragma unroll
   for (int e = 0; e < 8; ++e) {
-    const int i = block.i * kBlock + row_of(e), j = block.j * kBlock + column_of(e);
+    const Gates::Row& i = rows.of(e);
+    const int j = block.j * kBlock + column_of(e);
     const float Gam = gates.between(i, j);
-    const bool reaches = gates.reaches(i, j);
-    gated.P[e] = reaches ? scale * Gam * gated.P[e] : 0;
-    gated.inverse[e] = reaches ? Gam * value(T0, e) : 0;
+    gated.P[e] = i.reaches(j) ? scale * Gam * gated.P[e] : 0;
+    gated.inverse[e] = i.reaches(j) ? Gam * value(T0, e) : 0;
   }
   return gated;
 }
 
 // Both triangles, Gam o T0 in the place of T0. The block's warps share the ten blocks.
-template <int kK, class T>
-__device__ void gate_triangles(const Triangle<T>& inverse, const Triangle<T>& P, const Tile<T>& q,
-                               const Tile<T>& k, const Gates& gates, float scale) {
+template <int kK, class AnyTriangle, class AnyTile>
+__device__ void gate_triangles(const AnyTriangle& inverse, const AnyTriangle& P, const AnyTile& q,
+                               const AnyTile& k, const Gates& gates, float scale) {
   for (int index = warp_index(); index < kLowerBlocks; index += warp_count()) {
     const GatedBlock gated = gated_block<kK>(BlockIndex(index), inverse, q, k, gates, scale);
     __syncwarp();
@@ -352,17 +366,17 @@ __device__ __forceinline__ void forget(Block (&blocks)[kCount], const Gates& gat
 }
 
 // beta o Y of the 16 columns of V from `column`, transposed, with Y = V - D R; R forgot.
-template <class T>
-__device__ __forceinline__ OperandA<T> weighted_errors(const Accumulator& R, const Tile<T>& v,
-                                                       int column, int j, const Gates& gates) {
-  const OperandA<T> values = load_a_transposed(v, column, j * kBlock);
+template <class AnyTile>
+__device__ __forceinline__ auto weighted_errors(const Accumulator& R, const AnyTile& v, int column,
+                                                int j, const Gates& gates) {
+  const auto values = load_a_transposed(v, column, j * kBlock);
   Accumulator y;
 #pragma unroll
   for (int e = 0; e < 8; ++e) {
     const int t = j * kBlock + column_of(e);
     y[e] = gates.beta[t] * (value(values, e) - gates.D[t] * R[e]);
   }
-  return operand<T>(y);
+  return operand<typename AnyTile::Element>(y);
 }
 
 // Block i of X = Tg (beta o Y), transposed: sum over j <= i of Yb_j^T Tg_ij^T.

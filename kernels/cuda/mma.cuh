@@ -14,13 +14,12 @@
 
 #include <cstring>
 
-#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/vector.cuh"
 
 namespace kla::KLA_BACKEND {
 
 inline constexpr int kBlock = 16;
-inline constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
 __device__ inline int lane_index() {
   return static_cast<int>(threadIdx.x % 32);
@@ -53,22 +52,22 @@ __host__ __device__ constexpr int padded(int columns) {
 // Rows of shared memory.
 template <class T>
 struct Tile {
+  using Element = T;
   T* data;
   int stride;
   __device__ T* at(int row, int column) const { return data + row * stride + column; }
 };
 
-// Rows of kColumns bf16 values in 8x8 cores of 128 bytes: what a product of a warpgroup reads
-// (wgmma.cuh). Cores lie 16 bytes further apart than they are large, so that neighbouring pieces of
-// a row meet different banks, as those of a core do.
-template <int kColumns>
+// Rows of kColumns bf16 values in 8x8 cores of 128 bytes, kCore elements from one to the next along
+// the rows: what a product of a warpgroup reads (wgmma.cuh).
+template <int kColumns, int kCoreElements = 64>
 struct CoreTile {
-  static constexpr int kCore = 64 + 8, kRowOfCores = kColumns / 8 * kCore;  // elements
+  using Element = bfloat16;
+  static constexpr int kCore = kCoreElements, kRowOfCores = kColumns / 8 * kCore;
   bfloat16* data;
   __device__ bfloat16* at(int row, int column) const {
     return data + row / 8 * kRowOfCores + column / 8 * kCore + row % 8 * 8 + column % 8;
   }
-  static constexpr int elements(int rows) { return rows / 8 * kRowOfCores; }
 };
 
 struct Accumulator {  // 16x16, f32
@@ -226,9 +225,12 @@ __device__ inline void multiply_add(Accumulator& c, const OperandA<float>& a,
       uint32_t b_high[2], b_low[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) split(b.x[4 * n + 2 * h + i], b_high[i], b_low[i]);
-      mma_m16n8k8(c.x[n], a_low, b_high);
-      mma_m16n8k8(c.x[n], a_high, b_low);
-      mma_m16n8k8(c.x[n], a_high, b_high);
+      float sum[4] = {};  // the tensor core cuts off what it adds to; c is added to by rounding
+      mma_m16n8k8(sum, a_low, b_high);
+      mma_m16n8k8(sum, a_high, b_low);
+      mma_m16n8k8(sum, a_high, b_high);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) c.x[n][i] += sum[i];
     }
   }
 }

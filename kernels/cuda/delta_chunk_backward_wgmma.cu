@@ -1,0 +1,565 @@
+// The chunk backward (delta_chunk_backward.cu states the mathematics) on three warpgroups, for what
+// models are trained with. V is walked in tiles of 64 columns; in each,
+//
+//   group 0:  R = K S, Y = V - D R, X = Tg (beta o Y)     then adds  dO S,  and dV, v . N
+//   group 1:  dX = P^T dO + E (K dS), N = Tg^T dX         then adds  N S,   N X^T
+//   group 2:  the next tile, <dS, S>                      then adds  X dS,  dP = dO X^T
+//
+// The chains are transposed and leave X^T and N^T in shared memory; a sum over V is a product of a
+// whole group, out of shared memory into the [64 x K] and [64 x 64] accumulators that a group keeps
+// through the walk. Behind it, with B = s Gam o dP (group 2) and dA = -Gam o N X^T (group 1),
+//
+//   group 0:  dQ = s D (dO S) + B K        group 1:  -D beta (N S) + beta o (dA K), handed to
+//   group 2:  dK = that + E (X dS) + B^T Q + (beta o dA)^T K.
+#include "kernels/cuda/delta_chunk_backward.cuh"
+#include "kernels/cuda/delta_chunk_backward_wgmma.h"
+#include "kernels/cuda/delta_warpgroup.cuh"
+
+namespace kla::KLA_BACKEND {
+namespace {
+
+constexpr int kK = 96, kKeyBlocks = kK / kBlock;
+constexpr int kVTile = 64;
+constexpr int kGroups = 3, kThreads = 128 * kGroups, kLastWarp = kThreads / 32 - 1;
+
+using KeyTile = CoreTile<kK>;
+using SquareTile = CoreTile<kTokens>;
+static_assert(kVTile == kTokens);
+constexpr int kKeyElements = kTokens * kK, kSquareElements = kTokens * kTokens;
+
+// Sums of tokens.
+struct ChunkSums {
+  float qdq[kTokens], kM[kTokens], kdk[kTokens], vN[kTokens], kdA[kTokens], rectangle[kTokens];
+  float states[4];  // by warp of group 2
+};
+
+struct Memory {
+  struct Head {  // of a chunk; Tg becomes beta o dA, P becomes B
+    KeyTile k, q;
+    CoreTriangle inverse, P;
+    Gates* gates;
+  };
+  struct VTile {
+    KeyTile S, dS;       // [64 of V][K]
+    SquareTile v, dout;  // [64][64 of V]
+  };
+  // A stage holds a tile; the one that holds none behind the walk: Z of group 1, and what it hands
+  // to group 2 [kKeyBlocks * 8][128 threads].
+  static constexpr int kZElements = kTokens * kZStride, kHandedElements = kKeyBlocks * 8 * 128;
+  static constexpr int kStageElements = 2 * (kZElements + kHandedElements);  // of bf16
+  static_assert(kStageElements >= 2 * (kKeyElements + kSquareElements));
+
+  bfloat16 *k, *q, *inverse, *P, *stages, *chains;
+  Gates* gates;
+  ChunkSums* sums;
+  ChunkPlace* place;  // of this chunk: four registers less through the products
+
+  __device__ explicit Memory(SharedMemory& shared) {
+    k = shared.array<bfloat16>(2 * kKeyElements);
+    q = shared.array<bfloat16>(2 * kKeyElements);
+    inverse = shared.array<bfloat16>(2 * kSquareElements);
+    P = shared.array<bfloat16>(kSquareElements);
+    stages = shared.array<bfloat16>(2 * kStageElements);
+    chains = shared.array<bfloat16>(2 * kZElements);  // X^T and N^T, then Z of group 2
+    gates = shared.array<Gates>(2);
+    sums = shared.array<ChunkSums>(1);
+    place = shared.array<ChunkPlace>(1);
+  }
+  static size_t bytes() {
+    SharedSize size;
+    size.array<bfloat16>(2 * kKeyElements);
+    size.array<bfloat16>(2 * kKeyElements);
+    size.array<bfloat16>(2 * kSquareElements);
+    size.array<bfloat16>(kSquareElements);
+    size.array<bfloat16>(2 * kStageElements);
+    size.array<bfloat16>(2 * kZElements);
+    size.array<Gates>(2);
+    size.array<ChunkSums>(1);
+    size.array<ChunkPlace>(1);
+    return size.bytes();
+  }
+
+  // Of the chunk that the block takes as its `turn`-th.
+  __device__ Head head(int turn) const {
+    const int s = turn % 2;
+    return {{k + s * kKeyElements},
+            {q + s * kKeyElements},
+            {inverse + s * kSquareElements},
+            {P},
+            gates + s};
+  }
+  // Number `count` of the tiles that the block walks over.
+  __device__ bfloat16* stage(int count) const { return stages + count % 2 * kStageElements; }
+  __device__ VTile tile(int count) const {
+    bfloat16* s = stage(count);
+    return {
+        {s}, {s + kKeyElements}, {s + 2 * kKeyElements}, {s + 2 * kKeyElements + kSquareElements}};
+  }
+  __device__ SquareTile X() const { return {chains}; }
+  __device__ SquareTile N() const { return {chains + kSquareElements}; }
+};
+
+// Group 2 brings the tiles, while the others are at their chains: of a chunk keys, queries and T0,
+// of a tile of V the states and values. Copies know their thread anew: products need the registers.
+struct Feed {
+  static constexpr int kThreads = 128;
+  const BackwardArgs<bfloat16>& a;
+  const Memory& memory;
+
+  __device__ ChunkPlace place(int chunk) const {
+    const int n = chunk / a.in.H;
+    return chunk_place(a.in, n / a.in.NC, n % a.in.NC, chunk % a.in.H);
+  }
+  __device__ void head(int turn, const ChunkPlace& p) const {
+    const int thread = thread_index() % kThreads;
+    const Memory::Head to = memory.head(turn);
+    const DeltaPointers<bfloat16>& in = a.in;
+    const int64_t row = first_row(in, p) * in.K;
+    copy_cores<kThreads>(to.k, in.k + row, in.H * in.K, p.tokens, in.K, thread);
+    copy_cores<kThreads>(to.q, in.q + row, in.H * in.K, p.tokens, in.K, thread);
+    copy_triangle(to.inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, thread / 32,
+                  kThreads / 32, thread % 32);
+  }
+  __device__ void tile(int count, const ChunkPlace& p, int n) const {
+    const int thread = thread_index() % kThreads;
+    const Memory::VTile to = memory.tile(count);
+    const int K = a.in.K, V = a.in.V;
+    const int64_t state = (chunk_index(a.in, p) * V + n * kVTile) * K;
+    const int64_t row = first_row(a.in, p) * V + n * kVTile;
+    copy_cores<kThreads>(to.S, a.S_enter + state, K, kVTile, K, thread);
+    copy_cores<kThreads>(to.dS, a.dS_leave + state, K, kVTile, K, thread);
+    copy_cores<kThreads>(to.v, a.in.v + row, a.in.H * V, p.tokens, kVTile, thread);
+    copy_cores<kThreads>(to.dout, a.dout + row, a.in.H * V, p.tokens, kVTile, thread);
+  }
+  // The next tile but `n` of the chunk at p, or the head and first tile of the next chunk.
+  __device__ void after(int turn, int n, const ChunkPlace& p, int next_chunk, int chunks) const {
+    const int tiles = a.in.V / kVTile, count = turn * tiles + n + 1;
+    if (n + 1 < tiles) {
+      tile(count, p, n + 1);
+    } else if (next_chunk < chunks) {
+      const ChunkPlace next = place(next_chunk);
+      head(turn + 1, next);
+      tile(count, next, 0);
+    }
+    cp_async_commit();
+  }
+};
+
+// What was copied or written is there for all, the tensor cores included.
+__device__ __forceinline__ void meet() {
+  share_with_tensor_cores();
+  __syncthreads();
+}
+
+// c = a b^T of two tiles of 64 rows, summed over their columns.
+template <int kColumns>
+__device__ __forceinline__ void multiply_tiles(Accumulator (&c)[kTokenBlocks],
+                                               const CoreTile<kColumns>& a,
+                                               const CoreTile<kColumns>& b) {
+  warpgroup_multiply<kTokenBlocks, false, false, false>(c, along_columns(a, 0),
+                                                        along_columns(b, 0));
+#pragma unroll
+  for (int i = 1; i < kColumns / kBlock; ++i)
+    warpgroup_multiply<kTokenBlocks, false, false, true>(c, along_columns(a, i),
+                                                         along_columns(b, i));
+}
+
+// c += a b, or a^T b, over the 64 rows of b.
+template <bool kTransposed, int kBlocks>
+__device__ __forceinline__ void add_product(Accumulator (&c)[kBlocks], const SquareTile& a,
+                                            const CoreTile<kBlocks * kBlock>& b) {
+#pragma unroll
+  for (int i = 0; i < kTokens / kBlock; ++i)
+    warpgroup_multiply<kBlocks, kTransposed, true, true>(
+        c, kTransposed ? along_rows(a, i) : along_columns(a, i), along_rows(b, i));
+}
+
+// ---- The walk over V: `row` is the warp's first of the group's 64 rows -------------------------
+
+__device__ __forceinline__ void store_rows(const SquareTile& to, int row,
+                                           const Accumulator (&c)[kTokenBlocks]) {
+#pragma unroll
+  for (int i = 0; i < kTokenBlocks; ++i) store(to, row, i * kBlock, c[i]);
+}
+
+__device__ __forceinline__ void write_chain(const Memory::Head& m, const Memory::VTile& tile,
+                                            const SquareTile& X, int row) {
+  Accumulator c[kTokenBlocks];  // R, then X
+  OperandA<bfloat16> Yb[kTokenBlocks];
+  warpgroup_begin();
+  multiply_tiles(c, tile.S, m.k);
+  warpgroup_commit();
+  warpgroup_wait<0>();
+  forget(c, *m.gates, m.gates->D);
+#pragma unroll
+  for (int j = 0; j < kTokenBlocks; ++j) Yb[j] = weighted_errors(c[j], tile.v, row, j, *m.gates);
+  warpgroup_begin();
+  multiply_lower<false>(c, Yb, m.inverse);
+  warpgroup_commit();
+  warpgroup_wait<0>();
+  store_rows(X, row, c);
+}
+
+__device__ __forceinline__ void gradient_chain(const Memory::Head& m, const Memory::VTile& tile,
+                                               const SquareTile& N, int row) {
+  Accumulator c[kTokenBlocks];  // dX, then N
+  OperandA<bfloat16> a[kTokenBlocks];
+  warpgroup_begin();
+  multiply_tiles(c, tile.dS, m.k);
+  warpgroup_commit();
+#pragma unroll
+  for (int i = 0; i < kTokenBlocks; ++i) a[i] = load_a_transposed(tile.dout, row, i * kBlock);
+  warpgroup_wait<0>();
+  forget(c, *m.gates, m.gates->E);
+  scale_columns(c, m.gates->E, 1);
+  warpgroup_begin();
+  multiply_upper<true>(c, a, m.P);
+  warpgroup_commit();
+  warpgroup_wait<0>();
+  round_blocks(c, a);
+  warpgroup_begin();
+  multiply_upper<false>(c, a, m.inverse);
+  warpgroup_commit();
+  warpgroup_wait<0>();
+  store_rows(N, row, c);
+}
+
+// This thread's part of <dS, S>.
+__device__ __forceinline__ float dot_states(const Memory::VTile& tile) {
+  constexpr int kPieces = kKeyElements / 8;
+  float sum = 0;
+  const uint4* S_pieces = reinterpret_cast<const uint4*>(tile.S.data) + threadIdx.x % 128;
+  const uint4* dS_pieces = reinterpret_cast<const uint4*>(tile.dS.data) + threadIdx.x % 128;
+#pragma unroll
+  for (int piece = 0; piece < kPieces; piece += 128) {
+    const uint4 S = S_pieces[piece], dS = dS_pieces[piece];
+    sum +=
+        dot(OperandB<bfloat16>{{S.x, S.y, S.z, S.w}}, OperandB<bfloat16>{{dS.x, dS.y, dS.z, dS.w}});
+  }
+  return sum;
+}
+
+// ---- Behind the walk ---------------------------------------------------------------------------
+
+// sums[row] = the dots of 16 rows with the same rows of a tile.
+__device__ __forceinline__ void set_row_dots(float* sums, const Accumulator (&c)[kKeyBlocks],
+                                             const KeyTile& tokens, int row) {
+  float upper = 0, lower = 0;
+#pragma unroll
+  for (int n = 0; n < kKeyBlocks; ++n) {
+    const OperandA<bfloat16> t = load_a(tokens, row, n * kBlock);
+#pragma unroll
+    for (int e = 0; e < 8; ++e) (e / 2 % 2 ? lower : upper) += c[n][e] * value(t, e);
+  }
+  set_row_sums(sums, row / kBlock, upper, lower);
+}
+
+__device__ __forceinline__ void write_rows(bfloat16* to, const DeltaPointers<bfloat16>& in,
+                                           const ChunkPlace& p, const Accumulator (&c)[kKeyBlocks],
+                                           int row) {
+  bfloat16* rows = to + (first_row(in, p) + int64_t{row} * in.H) * in.K;
+#pragma unroll
+  for (int n = 0; n < kKeyBlocks; ++n)
+    store_global(rows + n * kBlock, in.H * in.K, n * kBlock < in.K ? p.tokens - row : 0, c[n]);
+}
+
+// Where element e of a block lies in Z, from the lane's first element on.
+__device__ constexpr int z_offset(int e) {
+  return e / 2 % 2 * 8 * kZStride + e % 2 + e / 4 * 8;
+}
+
+// dP -> B = s Gam o dP, over P, and Z = dP o P.
+__device__ __forceinline__ void make_B(const Accumulator (&dP)[kTokenBlocks], float* Z,
+                                       const Memory::Head& m, int row, float scale) {
+  const TwoRows rows = two_rows(*m.gates, row);
+  float* place = Z + (row + row_of(0)) * kZStride + column_of(0);
+#pragma unroll
+  for (int j = 0; j < kTokenBlocks; ++j) {
+    const SquareTile tile = {m.P.all().at(row, j * kBlock)};
+    const OperandA<bfloat16> P = load_a(tile, 0, 0);
+    Accumulator B;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const Gates::Row& t = rows.of(e);
+      const int u = j * kBlock + column_of(e);
+      place[j * kBlock + z_offset(e)] = u < t.token ? dP[j][e] * value(P, e) : 0;
+      B[e] = t.reaches(u) ? scale * m.gates->between(t, u) * dP[j][e] : 0;
+    }
+    __syncwarp();
+    store(tile, 0, 0, B);
+  }
+}
+
+// N X^T -> beta o dA, dA = -Gam o N X^T, in registers and over Tg, Z = beta o dA o K K^T, and the
+// row sums of dA o K K^T.
+__device__ __forceinline__ void make_dA(Accumulator (&NX)[kTokenBlocks],
+                                        const Accumulator (&KK)[kTokenBlocks],
+                                        OperandA<bfloat16> (&dA)[kTokenBlocks], float* Z,
+                                        float* kdA, const Memory::Head& m, int row) {
+  const TwoRows rows = two_rows(*m.gates, row);
+  const float beta[2] = {m.gates->beta[rows.row[0].token], m.gates->beta[rows.row[1].token]};
+  float* place = Z + (row + row_of(0)) * kZStride + column_of(0);
+  float upper = 0, lower = 0;
+#pragma unroll
+  for (int j = 0; j < kTokenBlocks; ++j) {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const Gates::Row& t = rows.of(e);
+      const int u = j * kBlock + column_of(e);
+      const float x = t.reaches(u) && u < t.token ? -m.gates->between(t, u) * NX[j][e] : 0;
+      const float part = x * KK[j][e];
+      (e / 2 % 2 ? lower : upper) += part;
+      place[j * kBlock + z_offset(e)] = beta[e / 2 % 2] * part;
+      NX[j][e] = beta[e / 2 % 2] * x;
+    }
+    store(m.inverse.all(), row, j * kBlock, NX[j]);
+    dA[j] = operand<bfloat16>(NX[j]);
+  }
+  set_row_sums(kdA, row / kBlock, upper, lower);
+}
+
+// rectangle[t] = sum of Z_ij over i >= t, j < t, Z the sum of two: prefix sums along the rows, then
+// sums down the columns; four lanes a row or column, 16 elements each, 256 threads.
+__device__ inline void sum_rows(float* Z, const float* other) {
+  const int line = static_cast<int>(threadIdx.x) / 4, part = lane_index() % 4;
+  const int begin = line * kZStride + part * kBlock;
+  float sum = 0;
+#pragma unroll
+  for (int j = 0; j < kBlock; ++j) Z[begin + j] = sum += Z[begin + j] + other[begin + j];
+  float before = 0;
+#pragma unroll
+  for (int left = 0; left < 3; ++left) {
+    const float theirs = __shfl_sync(kAllLanes, sum, lane_index() / 4 * 4 + left);
+    if (left < part) before += theirs;
+  }
+#pragma unroll
+  for (int j = 0; j < kBlock; ++j) Z[begin + j] += before;
+}
+__device__ inline void sum_columns(const float* Z, float* rectangle) {
+  const int line = static_cast<int>(threadIdx.x) / 4, part = lane_index() % 4;
+  float sum = 0;
+#pragma unroll
+  for (int i = part * kBlock; i < (part + 1) * kBlock; ++i)
+    sum += line > 0 && i >= line ? Z[i * kZStride + line - 1] : 0;
+  sum = sum_of_quad(sum);
+  if (part == 0) rectangle[line] = sum;
+}
+
+// One group's part of the gradients of a chunk; every group comes to as many meetings. A group's
+// sums over V: `wide` [64 x K], `square` [64 x 64].
+struct Chunk {
+  const BackwardArgs<bfloat16>& a;
+  const Memory& memory;
+  const ChunkPlace& p;
+  const Memory::Head m;
+  int turn, row;  // the warp's first row of its group's 64
+
+  __device__ __forceinline__ int tiles() const { return a.in.V / kVTile; }
+  __device__ __forceinline__ int count(int n) const { return turn * tiles() + n; }
+  // Memory of the stage that no tile is in behind the walk.
+  __device__ __forceinline__ float* spare() const {
+    return reinterpret_cast<float*>(memory.stage(count(tiles() - 1)));
+  }
+  __device__ __forceinline__ float* Z2() const { return reinterpret_cast<float*>(memory.chains); }
+
+  // Tile by tile: the chains, then the sums.
+  template <class Chain, class Sum>
+  __device__ __forceinline__ void walk(Chain&& chain, Sum&& sum) const {
+#pragma unroll 1
+    for (int n = 0; n < tiles(); ++n) {
+      cp_async_wait<0>();
+      meet();  // the tile is there, the one before has been read
+      const Memory::VTile tile = memory.tile(count(n));
+      chain(tile, n);
+      meet();
+      sum(tile, n);
+    }
+    meet();  // X^T, N^T and the last tile have been read
+  }
+
+  __device__ __forceinline__ void group_0() const {
+    Accumulator wide[kKeyBlocks];
+    float vN[2] = {};
+    const int stride = a.in.H * a.in.V;
+    bfloat16* dv = a.dv + (first_row(a.in, p) + int64_t{row} * a.in.H) * a.in.V;
+    walk([&](const auto& tile, int) { write_chain(m, tile, memory.X(), row); },
+         [&](const auto& tile, int n) {
+           warpgroup_begin();
+           add_product<false>(wide, tile.dout, tile.S);
+           warpgroup_commit();
+#pragma unroll
+           for (int v = 0; v < kVTile; v += kBlock)
+             value_gradient(vN, load_a_transposed(memory.N(), row, v), load_a(tile.v, row, v),
+                            m.gates->beta + row, dv + n * kVTile + v, stride, p.tokens - row);
+           warpgroup_wait<0>();
+         });
+    set_row_sums(memory.sums->vN, row / kBlock, vN[0], vN[1]);
+    set_row_dots(memory.sums->qdq, wide, m.q, row);
+    scale_rows(wide, *m.gates, m.gates->D, row, [&](int t) { return a.in.scale * m.gates->D[t]; });
+    meet();
+    sum_rows(Z2(), spare());
+    warpgroup_begin();
+    add_product<false>(wide, m.P.all(), m.k);
+    warpgroup_commit();
+    warpgroup_wait<0>();
+    write_rows(a.dq, a.in, p, wide, row);
+    meet();
+    sum_columns(Z2(), memory.sums->rectangle);
+  }
+
+  __device__ __forceinline__ void group_1() const {
+    Accumulator wide[kKeyBlocks], square[kTokenBlocks];
+    walk([&](const auto& tile, int) { gradient_chain(m, tile, memory.N(), row); },
+         [&](const auto& tile, int) {
+           warpgroup_begin();
+           add_product<true>(wide, memory.N(), tile.S);
+           add_product<true>(square, memory.N(), memory.X());
+           warpgroup_commit();
+           warpgroup_wait<0>();
+         });
+    set_row_dots(memory.sums->kM, wide, m.k, row);
+    scale_rows(wide, *m.gates, m.gates->D, row,
+               [&](int t) { return -m.gates->D[t] * m.gates->beta[t]; });
+    Accumulator KK[kTokenBlocks];
+    OperandA<bfloat16> dA[kTokenBlocks];
+    warpgroup_begin();
+    multiply_tiles(KK, m.k, m.k);
+    warpgroup_commit();
+    warpgroup_wait<0>();
+    make_dA(square, KK, dA, spare(), memory.sums->kdA, m, row);
+    warpgroup_begin();
+    add_rows(wide, dA, m.k);
+    warpgroup_commit();
+    warpgroup_wait<0>();
+    float* handed = spare() + Memory::kZElements + static_cast<int>(threadIdx.x) % 128;
+#pragma unroll
+    for (int n = 0; n < kKeyBlocks; ++n)
+#pragma unroll
+      for (int e = 0; e < 8; ++e) handed[(8 * n + e) * 128] = wide[n][e];
+    meet();
+    sum_rows(Z2(), spare());
+    meet();
+    sum_columns(Z2(), memory.sums->rectangle);
+  }
+
+  // `fetch`(n) asks for what comes behind tile n, `prepare`() makes the next chunk's gates.
+  template <class Fetch, class Prepare>
+  __device__ __forceinline__ void group_2(Fetch&& fetch, Prepare&& prepare) const {
+    Accumulator wide[kKeyBlocks], square[kTokenBlocks];
+    float states = 0;
+    walk([&](const auto&, int n) { fetch(n); },
+         [&](const auto& tile, int) {
+           warpgroup_begin();
+           add_product<true>(wide, memory.X(), tile.dS);
+           add_product<false>(square, tile.dout, memory.X());
+           warpgroup_commit();
+           states += dot_states(tile);
+           warpgroup_wait<0>();
+         });
+    make_B(square, Z2(), m, row, a.in.scale);
+    for (int lanes = 1; lanes < 32; lanes *= 2) states += __shfl_xor_sync(kAllLanes, states, lanes);
+    if (lane_index() == 0) memory.sums->states[row / kBlock] = states;
+    set_row_dots(memory.sums->kdk, wide, m.k, row);
+    scale_rows(wide, *m.gates, m.gates->E, row, [&](int t) { return m.gates->E[t]; });
+    prepare();
+    meet();
+    const float* handed = spare() + Memory::kZElements + static_cast<int>(threadIdx.x) % 128;
+#pragma unroll
+    for (int n = 0; n < kKeyBlocks; ++n)
+#pragma unroll
+      for (int e = 0; e < 8; ++e) wide[n][e] += handed[(8 * n + e) * 128];
+    warpgroup_begin();
+    add_product<true>(wide, m.P.all(), m.q);
+    add_product<true>(wide, m.inverse.all(), m.k);
+    warpgroup_commit();
+    warpgroup_wait<0>();
+    write_rows(a.dk, a.in, p, wide, row);
+    meet();
+  }
+};
+
+// A block takes every gridDim.x-th chunk. Tiles are asked for one tile ahead, keys, queries, T0 and
+// gates of the next chunk with its first tile.
+__global__ void __launch_bounds__(kThreads, 1)
+    backward_wgmma_kernel(BackwardArgs<bfloat16> a, int chunks) {
+#ifdef KLA_HAS_WGMMA
+  SharedMemory shared;
+  const Memory memory(shared);
+  const Feed feed{a, memory};
+  const int warp = uniform_warp_index();
+  const auto chunk_of = [&](int turn) {
+    return static_cast<int>(blockIdx.x) + turn * static_cast<int>(gridDim.x);
+  };
+  const auto gates = [&](int turn) {
+    if (warp == kLastWarp && chunk_of(turn) < chunks)
+      make_gates(*memory.head(turn).gates, GateInputs(a.in, feed.place(chunk_of(turn))));
+  };
+  clear({memory.inverse}, 2);
+  clear({memory.P}, 1);
+  __syncthreads();
+  if (warp / 4 == 2) {
+    feed.head(0, feed.place(chunk_of(0)));
+    feed.tile(0, feed.place(chunk_of(0)), 0);
+    cp_async_commit();
+  }
+  gates(0);
+
+#pragma unroll 1
+  for (int turn = 0; chunk_of(turn) < chunks; ++turn) {
+    __syncwarp();  // the last chunk's scalars are written
+    if (threadIdx.x == 0) *memory.place = feed.place(chunk_of(turn));
+    const ChunkPlace& p = *memory.place;
+    const Chunk c{a, memory, p, memory.head(turn), turn, warp % 4 * kBlock};
+    cp_async_wait<0>();
+    __syncthreads();
+    gate_triangles<kK>(c.m.inverse, c.m.P, c.m.q, c.m.k, *c.m.gates, a.in.scale);
+    switch (warp / 4) {
+      case 0:
+        c.group_0();
+        break;
+      case 1:
+        c.group_1();
+        break;
+      default:
+        c.group_2([&](int n) { feed.after(turn, n, p, chunk_of(turn + 1), chunks); },
+                  [&] { gates(turn + 1); });
+    }
+    __syncthreads();  // the sums are there
+    if (warp == 0) {
+      const int t = 2 * lane_index();
+      const auto two = [&](const float* sums) {
+        return *reinterpret_cast<const float2*>(sums + t);
+      };
+      const ChunkSums& s = *memory.sums;
+      write_scalars(a, p, *c.m.gates,
+                    {.qdq = two(s.qdq),
+                     .kM = two(s.kM),
+                     .kdk = two(s.kdk),
+                     .vN = two(s.vN),
+                     .kdA = two(s.kdA),
+                     .rectangle = two(s.rectangle),
+                     .states = lane_index() < 4 ? s.states[lane_index()] : 0});
+    }
+  }
+#endif
+}
+
+}  // namespace
+
+bool chunk_backward_on_warpgroups(const Context& context, int64_t K, int64_t V) {
+  return context.compute == DType::bf16 && K >= least_keys(kK) && K <= kK && V % kVTile == 0 &&
+         device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
+         has_shared_memory(Memory::bytes());
+}
+
+void delta_chunk_backward_wgmma(Context& context, const DeltaChunkBackward& a) {
+  const BackwardArgs<bfloat16> args = backward_args<bfloat16>(a);
+  const int chunks = static_cast<int>(a.in.q.dim(0) * a.in.T_zero.dim(1) * a.in.q.dim(2));
+  launch(context, backward_wgmma_kernel,
+         Shape{.grid = dim3(static_cast<unsigned>(std::min(chunks, multiprocessors()))),
+               .threads = kThreads,
+               .shared_bytes = Memory::bytes()},
+         args, chunks);
+}
+
+}  // namespace kla::KLA_BACKEND
