@@ -3,8 +3,8 @@
 // do not wait for it.
 #include "kernels/cuda/wgmma.cuh"
 
+#include <algorithm>
 #include <cmath>
-#include <type_traits>
 
 #include "tests/simt/harness.h"
 
@@ -55,17 +55,21 @@ void load_left(uint32_t (&a)[4], const float* from) {
   }
 }
 
-// The right operand [16 of k][96 of n] in cores whose distances are no multiples of their size.
+// An operand in shared memory, [16 of k][`width` of n] with at most 96, in cores whose distances
+// are no multiples of their size.
 constexpr int kNextAlongN = 144, kNextAlongK = kColumns / 8 * kNextAlongN + 16;
 constexpr int kOperandElements = 2 * kNextAlongK / 2;
 
-void place_right(bf16* shared, const float* b, bool transposed) {
-  for (int i = static_cast<int>(threadIdx.x); i < kDepth * kColumns;
-       i += static_cast<int>(kThreads)) {
-    const int k = i / kColumns, n = i % kColumns;
+template <class Value>
+void place_operand(bf16* shared, int width, bool transposed, Value&& value) {
+  for (int i = static_cast<int>(threadIdx.x); i < kDepth * width; i += static_cast<int>(kThreads)) {
+    const int k = i / width, n = i % width;
     const int within = transposed ? k % 8 * 8 + n % 8 : n % 8 * 8 + k % 8;
-    shared[(k / 8 * kNextAlongK + n / 8 * kNextAlongN) / 2 + within] = bf16(b[i]);
+    shared[(k / 8 * kNextAlongK + n / 8 * kNextAlongN) / 2 + within] = bf16(value(k, n));
   }
+}
+void place_right(bf16* shared, const float* b, bool transposed) {
+  place_operand(shared, kColumns, transposed, [&](int k, int n) { return b[k * kColumns + n]; });
 }
 size_t operand_bytes() {
   return SharedSize().array<bf16>(kOperandElements).bytes();
@@ -87,6 +91,28 @@ __global__ void product_kernel(const float* a, const float* b, float* c) {
       sums, left, shared_operand(right, kNextAlongK, kNextAlongN));
   warpgroup_commit();
   warpgroup_wait<0>();
+  store_accumulators(sums, c);
+}
+
+template <int kCount, bool kTransposedA, bool kTransposedB, bool kAdd>
+__global__ void shared_product_kernel(const float* a, const float* b, float* c) {
+  SharedMemory shared;
+  auto* left = shared.array<bf16>(kOperandElements);
+  auto* right = shared.array<bf16>(kOperandElements);
+  place_operand(left, kRows, kTransposedA, [&](int k, int row) { return a[row * kDepth + k]; });
+  place_right(right, b, kTransposedB);
+  share_with_tensor_cores();
+  __syncthreads();
+  Block sums[kBlocks], of_product[kCount];
+  load_accumulators(sums, c);
+  std::copy_n(sums, kCount, of_product);
+  warpgroup_begin();
+  warpgroup_multiply<kCount, kTransposedA, kTransposedB, kAdd>(
+      of_product, shared_operand(left, kNextAlongK, kNextAlongN),
+      shared_operand(right, kNextAlongK, kNextAlongN));
+  warpgroup_commit();
+  warpgroup_wait<0>();
+  std::copy_n(of_product, kCount, sums);
   store_accumulators(sums, c);
 }
 
@@ -121,6 +147,23 @@ void expect_products() {
   expect_product<kFirst, kCount, true, true>(a, b, c);
 }
 
+template <int kCount, bool kTransposedA, bool kTransposedB, bool kAdd>
+void expect_shared_product(const Matrix& a, const Matrix& b, const Matrix& c) {
+  Buffer<float> A(a), B(b), C(c);
+  launch(context(), shared_product_kernel<kCount, kTransposedA, kTransposedB, kAdd>,
+         {1, kThreads, 2 * operand_bytes()}, A.data(), B.data(), C.data());
+  EXPECT_EQ(C.host(), multiply(a, b, c, 0, kCount, kAdd))
+      << kCount << " blocks, transposed: " << kTransposedA << kTransposedB;
+}
+template <bool kTransposedA, bool kTransposedB>
+void expect_shared_products() {
+  const Matrix a = integers(kRows * kDepth, 10), b = integers(kDepth * kColumns, 11),
+               c = integers(kRows * kColumns, 12);
+  expect_shared_product<4, kTransposedA, kTransposedB, false>(a, b, c);
+  expect_shared_product<4, kTransposedA, kTransposedB, true>(a, b, c);
+  expect_shared_product<6, kTransposedA, kTransposedB, true>(a, b, c);
+}
+
 // One k at a time: every element of the left column times every element of the right row.
 template <bool kTransposed>
 void expect_every_element() {
@@ -137,6 +180,7 @@ void expect_every_element() {
       b[at] = all_b[at] + 9;
     }
     expect_product<0, kBlocks, kTransposed, true>(a, b, zeros);
+    expect_shared_product<kBlocks, kTransposed, kTransposed, true>(a, b, zeros);
   }
 }
 
@@ -154,6 +198,13 @@ TEST(Wgmma, ProductsFillTheirBlocksAndNoOther) {
   expect_products<1, 3>();
   expect_products<2, 4>();
   expect_products<5, 1>();
+}
+
+TEST(Wgmma, LeftOperandsMayLieInSharedMemory) {
+  expect_shared_products<false, false>();
+  expect_shared_products<false, true>();
+  expect_shared_products<true, false>();
+  expect_shared_products<true, true>();
 }
 
 TEST(Wgmma, AnyScheduleGivesTheSame) {
