@@ -266,24 +266,32 @@ __device__ Accumulator product_abt(const Tile<T>& a, int i, const Tile<T>& b, in
   return c;
 }
 
+// One block of what gate_triangles makes; p is that of Q K^T.
+template <class T>
+__device__ __forceinline__ void gate_block(const Triangle<T>& inverse, const Triangle<T>& P,
+                                           const BlockIndex& block, int index, Accumulator& p,
+                                           const Gates& gates, float scale) {
+  Accumulator gated;
+  const OperandA<T> T0 = load_a(inverse.block(index), 0, 0);
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    const float Gam = gates.between(block.i * kBlock + row_of(e), block.j * kBlock + column_of(e));
+    p[e] = decayed(Gam, scale * p[e]);
+    gated[e] = decayed(Gam, value(T0, e));
+  }
+  __syncwarp();
+  store(P.block(index), 0, 0, p);
+  store(inverse.block(index), 0, 0, gated);
+}
+
 // T0 -> Gam o T0 in place, and P = s Gam o Q K^T. The block's warps share the ten blocks.
 template <int kK, class T>
 __device__ void gate_triangles(const Triangle<T>& inverse, const Triangle<T>& P, const Tile<T>& q,
                                const Tile<T>& k, const Gates& gates, float scale) {
   for (int index = warp_index(); index < kLowerBlocks; index += warp_count()) {
     const BlockIndex block(index);
-    Accumulator p = product_abt<kK>(q, block.i, k, block.j), gated;
-    const OperandA<T> T0 = load_a(inverse.block(index), 0, 0);
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      const float Gam =
-          gates.between(block.i * kBlock + row_of(e), block.j * kBlock + column_of(e));
-      p[e] = decayed(Gam, scale * p[e]);
-      gated[e] = decayed(Gam, value(T0, e));
-    }
-    __syncwarp();
-    store(P.block(index), 0, 0, p);
-    store(inverse.block(index), 0, 0, gated);
+    Accumulator p = product_abt<kK>(q, block.i, k, block.j);
+    gate_block(inverse, P, block, index, p, gates, scale);
   }
 }
 
