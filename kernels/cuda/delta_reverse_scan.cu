@@ -112,7 +112,7 @@ template <class T, int kK>
 __device__ __forceinline__ void read_slab(const WideMemory<T, kK>& m, const WideFeed<T, kK>& feed,
                                           int slab, T* dS_leave, Accumulator (&KdS)[kTokenBlocks]) {
   const int begin = feed.begin(slab), K = feed.in.K;
-#pragma unroll 1
+#pragma unroll(sizeof(T) == 2 ? 2 : 1)
   for (int c = begin; c < feed.end(slab); ++c) {
     const Accumulator dS = m.block(c);
     store_global(dS_leave + c * kBlock, K, kBlock, dS);
@@ -129,7 +129,7 @@ __device__ __forceinline__ void write_slab(const WideMemory<T, kK>& m, const Wid
                                            int slab,
                                            const GradientWrites<T> (&writes)[kTokenBlocks]) {
   const int begin = feed.begin(slab);
-#pragma unroll 1
+#pragma unroll(sizeof(T) == 2 ? 2 : 1)
   for (int c = begin; c < feed.end(slab); ++c) {
     Accumulator dS[1] = {m.block(c)};
     decay_state(dS, m.gates->gamma);

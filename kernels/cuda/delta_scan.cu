@@ -106,7 +106,7 @@ __device__ __forceinline__ void read_slab(const WideMemory<T, kK>& m, const Wide
                                           int slab, T* S_enter, Accumulator (&R)[kTokenBlocks],
                                           Accumulator (&QS)[kTokenBlocks]) {
   const int begin = feed.begin(slab), K = feed.in.K;
-#pragma unroll 1
+#pragma unroll(sizeof(T) == 2 ? 2 : 1)
   for (int c = begin; c < feed.end(slab); ++c) {
     const Accumulator S = m.block(c);
     if (S_enter) store_global(S_enter + c * kBlock, K, kBlock, S);
@@ -155,7 +155,7 @@ template <class T, int kK>
 __device__ __forceinline__ void write_slab(const WideMemory<T, kK>& m, const WideFeed<T, kK>& feed,
                                            int slab, const OperandA<T> (&EX)[kTokenBlocks]) {
   const int begin = feed.begin(slab);
-#pragma unroll 1
+#pragma unroll(sizeof(T) == 2 ? 2 : 1)
   for (int c = begin; c < feed.end(slab); ++c) {
     Accumulator S[1] = {m.block(c)};
     decay_state(S, m.gates->gamma);

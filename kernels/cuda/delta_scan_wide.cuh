@@ -124,12 +124,13 @@ struct WideFeed {
 #pragma unroll 1
     for (int index = warp_index(); index < kLowerBlocks; index += warp_count()) {
       const BlockIndex block(index);
-      Accumulator p = product_abt<Shape::kColumns>(memory.q, block.i, memory.k, block.j);
+      Accumulator p;
       if (slab > 0) {
         const OperandA<T> before = load_a(memory.P.block(index), 0, 0);
 #pragma unroll
-        for (int e = 0; e < 8; ++e) p[e] += value(before, e);
+        for (int e = 0; e < 8; ++e) p[e] = value(before, e);
       }
+      p = product_abt<Shape::kColumns>(memory.q, block.i, memory.k, block.j, p);
       if (slab + 1 < slabs())
         store(memory.P.block(index), 0, 0, p);
       else

@@ -256,10 +256,10 @@ __device__ inline void make_gates(Gates& out, const GateInputs& in) {
 
 // ---- Products ----------------------------------------------------------------------------------
 
-// rows i of a times rows j of b, summed over their kK columns.
+// c plus rows i of a times rows j of b, summed over their kK columns.
 template <int kK, class T>
-__device__ Accumulator product_abt(const Tile<T>& a, int i, const Tile<T>& b, int j) {
-  Accumulator c;
+__device__ Accumulator product_abt(const Tile<T>& a, int i, const Tile<T>& b, int j,
+                                   Accumulator c = {}) {
 #pragma unroll
   for (int k = 0; k < kK; k += kBlock)
     multiply_add(c, load_a(a, i * kBlock, k), load_b_transposed(b, j * kBlock, k));
