@@ -446,6 +446,7 @@ void launch_backward(const Context& context, const DeltaChunkBackward& a) {
   if constexpr (BackwardShape<T, kK>::kFast)  // an A100 takes the wider kernel, which needs less
     if (!has_shared_memory(BackwardMemory<T, kK>::bytes()))
       return launch_backward<T, 128>(context, a);
+  static_assert(BackwardShape<T, kK>::kFast || BackwardMemory<T, kK>::bytes() <= kSharedMemory);
   const int64_t B = a.in.q.dim(0), H = a.in.q.dim(2), NC = a.in.T_zero.dim(1);
   const BackwardArgs<T> args{.in = delta_pointers<T>(a.in, a.in.v.dim(3)),
                              .dq = pointer<T>(a.dq),

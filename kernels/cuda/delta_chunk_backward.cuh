@@ -81,7 +81,7 @@ struct BackwardMemory {
     q = {work, Layout::kKeyStride};
     if constexpr (Layout::kKeepQ) q.data = shared.array<T>(Layout::kQElements);
   }
-  static size_t bytes() {
+  static constexpr size_t bytes() {
     SharedSize size;
     size.array<T>(Layout::kQElements);
     size.array<T>(Triangle<T>::kElements);

@@ -79,14 +79,14 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, 1) reverse_kernel(
 
 // dR_j = -D beta N and s D dO of 16 tokens, as left operands: what the state's gradient takes.
 template <class T>
-struct GradientWrites {
+struct StateTerms {
   OperandA<T> dR, read;
 };
 
 template <class T, int kK>
-__device__ __forceinline__ void gradient_writes(GradientWrites<T> (&writes)[kTokenBlocks],
-                                                const Accumulator (&KdS)[kTokenBlocks],
-                                                const WideMemory<T, kK>& m, float scale) {
+__device__ __forceinline__ void state_terms(StateTerms<T> (&terms)[kTokenBlocks],
+                                            const Accumulator (&KdS)[kTokenBlocks],
+                                            const WideMemory<T, kK>& m, float scale) {
   const Gates& gates = *m.gates;
   const int column = warp_index() * kBlock;
   OperandA<T> dX[kTokenBlocks];
@@ -103,7 +103,7 @@ __device__ __forceinline__ void gradient_writes(GradientWrites<T> (&writes)[kTok
       dR[e] = decayed(-gates.D[t] * gates.beta[t], dR[e]);
       read[e] = decayed(scale * gates.D[t], value(d, e));
     }
-    writes[j] = {operand<T>(dR), operand<T>(read)};
+    terms[j] = {operand<T>(dR), operand<T>(read)};
   }
 }
 
@@ -126,8 +126,7 @@ __device__ __forceinline__ void read_slab(const WideMemory<T, kK>& m, const Wide
 // dS <- gamma dS + s (D dO)^T Q + dR^T K over the keys of a slab.
 template <class T, int kK>
 __device__ __forceinline__ void write_slab(const WideMemory<T, kK>& m, const WideFeed<T, kK>& feed,
-                                           int slab,
-                                           const GradientWrites<T> (&writes)[kTokenBlocks]) {
+                                           int slab, const StateTerms<T> (&terms)[kTokenBlocks]) {
   const int begin = feed.begin(slab);
 #pragma unroll(sizeof(T) == 2 ? 2 : 1)
   for (int c = begin; c < feed.end(slab); ++c) {
@@ -135,8 +134,8 @@ __device__ __forceinline__ void write_slab(const WideMemory<T, kK>& m, const Wid
     decay_state(dS, m.gates->gamma);
 #pragma unroll
     for (int j = 0; j < kTokenBlocks; ++j) {
-      multiply_add(dS[0], writes[j].dR, load_b(m.k, j * kBlock, (c - begin) * kBlock));
-      multiply_add(dS[0], writes[j].read, load_b(m.q, j * kBlock, (c - begin) * kBlock));
+      multiply_add(dS[0], terms[j].dR, load_b(m.k, j * kBlock, (c - begin) * kBlock));
+      multiply_add(dS[0], terms[j].read, load_b(m.q, j * kBlock, (c - begin) * kBlock));
     }
     m.set_block(c, dS[0]);
   }
@@ -157,7 +156,7 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, 1)
   for (int n = in.NC - 1; n >= 0; --n) {
     const ChunkPlace p = chunk_place(in, at.b, n, at.h);
     Accumulator KdS[kTokenBlocks];
-    GradientWrites<T> writes[kTokenBlocks];
+    StateTerms<T> terms[kTokenBlocks];
     feed.enter(p, at.column);
 #pragma unroll 1
     for (int slab = 0; slab < feed.slabs(); ++slab) {
@@ -168,11 +167,11 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, 1)
                   KdS);
       __syncthreads();  // the triangles are there, the slab has been read
     }
-    if (active) gradient_writes(writes, KdS, memory, in.scale);
+    if (active) state_terms(terms, KdS, memory, in.scale);
 #pragma unroll 1
     for (int slab = feed.slabs() - 1; slab >= 0; --slab) {
       if (slab + 1 < feed.slabs()) feed.bring(p, slab);
-      if (active) write_slab(memory, feed, slab, writes);
+      if (active) write_slab(memory, feed, slab, terms);
       __syncthreads();
     }
   }

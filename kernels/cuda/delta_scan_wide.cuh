@@ -35,7 +35,7 @@ struct ScanShape<T, kK> {
 template <class T, int kK>
 struct WideMemory {
   using Shape = ScanShape<T, kK>;
-  static_assert(Shape::shared_bytes(Shape::kMaxWarps) <= 163 * 1024);  // a block's, on sm_80
+  static_assert(Shape::shared_bytes(Shape::kMaxWarps) <= kSharedMemory);
   Tile<T> q, k, values;  // a slab; `values` is v, or dO in the reverse scan
   Triangle<T> inverse, P;
   Gates* gates;

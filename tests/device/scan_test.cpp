@@ -104,6 +104,14 @@ TEST(DeviceScan, TakesEveryHeadShape) {
     expect_scan(draw_problem({.T = 65, .H = 1, .K = K, .V = V}, Decay::slow, 0.3), "slow decay");
 }
 
+// Heads apart by more than a slab of keys, a short last slab, an idle warp of the last block.
+TEST(DeviceScan, TakesWideKeysOfSeveralHeads) {
+  DeltaProblem p = draw_problem({.B = 2, .T = 65, .H = 2, .K = 208, .V = 80}, Decay::mixed, 0.3);
+  expect_scan(p, "mixed decay");
+  reset_at(p, {3, 64, 65 + 40});
+  expect_scan(p, "resets");
+}
+
 TEST(DeviceScan, StandsEveryDecayWithCorrelatedKeysOrLargeGain) {
   constexpr DeltaShape kShape{.T = 70, .H = 2, .K = 48, .V = 96};
   for (Decay decay : kDecays) {
