@@ -11,7 +11,7 @@ import sys
 
 def losses(run):
     lines = (pathlib.Path(run) / "metrics" / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    return {row["step"]: row["loss"] for row in map(json.loads, lines)}
+    return {row["step"]: row["loss"] for row in map(json.loads, lines) if row["t"] == "train"}
 
 
 def main():

@@ -73,7 +73,7 @@ if [[ -n $deps ]]; then
 fi
 # Triton compiles its kernels for minutes: let it begin beside our compiler.
 if [[ " ${steps[*]} " == *" peer "* ]]; then
-  python3 tools/peers/fla_step.py --batch 1 --repeats 1 ${KLA_PEER_ARGUMENTS:-} > "$out/peer_warm.log" 2>&1 &
+  python3 tools/peers/fla_step.py --batch 8 --repeats 1 --compilers 9 ${KLA_PEER_ARGUMENTS:-} > "$out/peer_warm.log" 2>&1 &
 fi
 targets=(kla test_device test_train test_eval test_distributed)
 check configure 60 "${configure[@]}" && check build 400 cmake --build "$build" -j "$(nproc)" --target "${targets[@]}" ||

@@ -38,6 +38,7 @@ __device__ __forceinline__ void write_chain(const BackwardMemory<T, kK>& m,
                                             int column) {
   Accumulator R[kTokenBlocks];
   read_tile<kK>(tile.S, column, m.k, R);
+  forget(R, *m.gates, m.gates->D);
   OperandA<T> Yb[kTokenBlocks];
 #pragma unroll
   for (int j = 0; j < kTokenBlocks; ++j) Yb[j] = weighted_errors(R[j], tile.v, column, j, *m.gates);
@@ -51,6 +52,7 @@ __device__ __forceinline__ void gradient_chain(const BackwardMemory<T, kK>& m,
                                                int column) {
   Accumulator KdS[kTokenBlocks];
   read_tile<kK>(tile.dS, column, m.k, KdS);
+  forget(KdS, *m.gates, m.gates->E);
   OperandA<T> dX[kTokenBlocks];
 #pragma unroll
   for (int j = 0; j < kTokenBlocks; ++j)
@@ -76,41 +78,38 @@ __device__ __forceinline__ void value_gradient(float (&vN)[2], const OperandA<T>
   store_global(dv, stride, rows, scaled);
 }
 
-// `dv` is the tile's place in the gradient: its first token and column of V.
+// What 16 columns of V add, `v` the first of them; `dv` is their place in the gradient.
 template <class T, int kK>
-__device__ __forceinline__ void add_products(SumsOf<T, kK>& sums, const BackwardMemory<T, kK>& m,
-                                             const typename BackwardMemory<T, kK>::VTile& tile,
-                                             const Share& share, int columns, T* dv, int stride,
-                                             int tokens) {
+__device__ __forceinline__ void add_columns(SumsOf<T, kK>& sums, const BackwardMemory<T, kK>& m,
+                                            const typename BackwardMemory<T, kK>::VTile& tile,
+                                            const Share& share, int v, T* dv, int stride,
+                                            int rows) {
   using Layout = BackwardShape<T, kK>;
   const int first = share.i * kBlock;
-#pragma unroll 1
-  for (int v = 0; v < columns; v += kBlock) {
-    const OperandA<T> d = load_a(tile.dout, first, v);
-    const OperandA<T> N = load_a_transposed(m.N(), first, v);
-    const OperandA<T> X = load_a_transposed(m.X(), first, v);
-    if (v / kBlock % Layout::kParts == share.part)
-      value_gradient(sums.vN, N, load_a(tile.v, first, v), m.gates->beta + first,
-                     dv + int64_t{first} * stride + v, stride, tokens - first);
+  const OperandA<T> d = load_a(tile.dout, first, v);
+  const OperandA<T> N = load_a_transposed(m.N(), first, v);
+  const OperandA<T> X = load_a_transposed(m.X(), first, v);
+  if (v / kBlock % Layout::kParts == share.part)
+    value_gradient(sums.vN, N, load_a(tile.v, first, v), m.gates->beta + first, dv, stride, rows);
+  const bool sums_states = v / kBlock % kTokenBlocks == share.i;  // once by four warps
 #pragma unroll
-    for (int c = 0; c < Layout::kBlocks; ++c) {
-      if (c >= share.count) break;
-      const OperandB<T> S = load_b(tile.S, v, (share.begin + c) * kBlock);
-      const OperandB<T> dS = load_b(tile.dS, v, (share.begin + c) * kBlock);
-      multiply_add(sums.dOS[c], d, S);
-      multiply_add(sums.M[c], N, S);
-      multiply_add(sums.XdS[c], X, dS);
-      if (v / kBlock % kTokenBlocks == share.i) sums.states += dot(S, dS);  // once by four warps
-    }
+  for (int c = 0; c < Layout::kBlocks; ++c) {
+    if (!Layout::kEven && c >= share.count) break;
+    const OperandB<T> S = load_b(tile.S, v, (share.begin + c) * kBlock);
+    const OperandB<T> dS = load_b(tile.dS, v, (share.begin + c) * kBlock);
+    multiply_add(sums.dOS[c], d, S);
+    multiply_add(sums.M[c], N, S);
+    multiply_add(sums.XdS[c], X, dS);
+    if (sums_states) sums.states += dot(S, dS);
+  }
 #pragma unroll
-    for (int s = 0; s < Layout::kSquares; ++s) {
-      const int index = warp_index() + s * Layout::kWarps;
-      if (index >= 2 * kLowerBlocks) break;
-      const BlockIndex block(index % kLowerBlocks);
-      const OperandA<T> left = index < kLowerBlocks ? load_a(tile.dout, block.i * kBlock, v)
-                                                    : load_a_transposed(m.N(), block.i * kBlock, v);
-      multiply_add(sums.square[s], left, load_b(m.X(), v, block.j * kBlock));
-    }
+  for (int s = 0; s < Layout::kSquares; ++s) {
+    const int index = share.warp + s * Layout::kWarps;
+    if (index >= 2 * kLowerBlocks) break;
+    const BlockIndex block(index % kLowerBlocks);
+    const OperandA<T> left = index < kLowerBlocks ? load_a(tile.dout, block.i * kBlock, v)
+                                                  : load_a_transposed(m.N(), block.i * kBlock, v);
+    multiply_add(sums.square[s], left, load_b(m.X(), v, block.j * kBlock));
   }
 }
 
@@ -121,22 +120,31 @@ __device__ __forceinline__ void walk_values(SumsOf<T, kK>& sums, const BackwardA
   using Layout = BackwardShape<T, kK>;
   constexpr int kChains = Layout::kVTile / kBlock;
   const int tiles = (a.in.V + Layout::kVTile - 1) / Layout::kVTile;
-  const int column = warp_index() % kChains * kBlock;
+  const int column = share.warp % kChains * kBlock, stride = a.in.H * a.in.V;
 #pragma unroll 1
   for (int n = 0; n < tiles; ++n) {
     const auto tile = m.tile(n);
     const int first = n * Layout::kVTile;
     const int columns = a.in.V - first < Layout::kVTile ? a.in.V - first : Layout::kVTile;
-    const bool in_chain = warp_index() < 2 * kChains && column < columns;
-    const bool gradient = warp_index() >= kChains;
+    const bool in_chain = share.warp < 2 * kChains && column < columns;
+    const bool gradient = share.warp >= kChains;
     cp_async_wait<0>();
     __syncthreads();  // the tile is there; X^T and N^T of the last one have been read
     if (Layout::kStages == 2 && n + 1 < tiles) m.copy_tile_of_values(a, p, n + 1);
     if (in_chain && gradient) gradient_chain(m, tile, column);
     if (in_chain && !gradient) write_chain(m, tile, column);
     __syncthreads();  // X^T and N^T are there
-    add_products(sums, m, tile, share, columns, a.dv + first_row(a.in, p) * a.in.V + first,
-                 a.in.H * a.in.V, p.tokens);
+    const int rows = p.tokens - share.i * kBlock;
+    T* dv = a.dv + (first_row(a.in, p) + int64_t{share.i * kBlock} * a.in.H) * a.in.V + first;
+    if constexpr (Layout::kFast) {
+#pragma unroll
+      for (int v = 0; v < Layout::kVTile; v += kBlock)
+        if (v < columns) add_columns(sums, m, tile, share, v, dv + v, stride, rows);
+    } else {
+#pragma unroll 1
+      for (int v = 0; v < columns; v += kBlock)
+        add_columns(sums, m, tile, share, v, dv + v, stride, rows);
+    }
     if (Layout::kStages == 1 && n + 1 < tiles) {
       __syncthreads();
       m.copy_tile_of_values(a, p, n + 1);
@@ -165,36 +173,42 @@ __device__ inline void set_row_sums(float* sums, int block, float upper, float l
 // dP -> B = s Gam o dP over P, and N X^T -> dA = -Gam o N X^T over Tg; Z = dP o P + dA o A.
 template <class T, int kK>
 __device__ __forceinline__ void make_squares(const SumsOf<T, kK>& sums,
-                                             const BackwardMemory<T, kK>& m, float scale) {
+                                             const BackwardMemory<T, kK>& m, const Share& share,
+                                             float scale) {
   using Layout = BackwardShape<T, kK>;
-  float* Z = m.Z();
-  const int thread = thread_index(), lane = thread % 32, warp = thread / 32;
+  const int lane = lane_index();
 #pragma unroll
   for (int pass = 0; pass < 2; ++pass) {
 #pragma unroll
     for (int s = 0; s < Layout::kSquares; ++s) {
-      const int index = warp + s * Layout::kWarps;
+      const int index = share.warp + s * Layout::kWarps;
       if (index / kLowerBlocks != pass) continue;
       const BlockIndex block(index % kLowerBlocks);
       const Tile<T> tile = (pass == 0 ? m.P : m.inverse).block(index % kLowerBlocks);
-      Accumulator kk;
+      float* Z = m.Z() + block.i * kBlock * kZStride + block.j * kBlock;
+      Accumulator kk, result;
+      OperandA<T> P;
+      if (pass == 0) P = load_a(tile, 0, 0);
       if (pass == 1) kk = product_abt<kK>(m.k, block.i, m.k, block.j);
       float upper = 0, lower = 0;  // rows of dA o K K^T
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
         const int i = block.i * kBlock + row_of(e, lane), j = block.j * kBlock + column_of(e, lane);
+        const bool reaches = m.gates->reaches(i, j);
         const float Gam = m.gates->between(i, j), x = sums.square[s][e];
-        T& cell = *tile.at(row_of(e, lane), column_of(e, lane));
+        float& z = Z[row_of(e, lane) * kZStride + column_of(e, lane)];
         if (pass == 0) {
-          Z[i * kZStride + j] = j < i ? x * static_cast<float>(cell) : 0;
-          cell = static_cast<T>(decayed(scale * Gam, x));
+          z = j < i ? x * value(P, e) : 0;
+          result[e] = reaches ? scale * Gam * x : 0;
         } else {
-          const float dA = j < i ? decayed(-Gam, x) : 0, part = dA * kk[e];
-          Z[i * kZStride + j] += m.gates->beta[i] * part;
+          result[e] = reaches && j < i ? -Gam * x : 0;
+          const float part = result[e] * kk[e];
+          z += m.gates->beta[i] * part;
           (e / 2 % 2 ? lower : upper) += part;
-          cell = static_cast<T>(dA);
         }
       }
+      __syncwarp();
+      store(tile, 0, 0, result);
       if (pass == 1) set_row_sums(m.sums->kdA[block.j], block.i, upper, lower);
     }
     __syncthreads();
@@ -204,7 +218,7 @@ __device__ __forceinline__ void make_squares(const SumsOf<T, kK>& sums,
 // rectangle[t] = sum of Z_ij over i >= t, j < t: prefix sums along the rows, then sums down the
 // columns; four lanes a row or column, 16 elements each.
 __device__ inline void sum_rectangles(float* Z, float* rectangle) {
-  const int line = thread_index() / 4, part = lane_index() % 4;
+  const int line = static_cast<int>(threadIdx.x) / 4, part = lane_index() % 4;
   const int end = line < kTokens ? min((part + 1) * kBlock, line) : 0;
   float sum = 0;
   for (int j = part * kBlock; j < end; ++j) Z[line * kZStride + j] = sum += Z[line * kZStride + j];
@@ -224,13 +238,13 @@ __device__ inline void sum_rectangles(float* Z, float* rectangle) {
 }
 
 // sums[row] += the dots of rows of blocks with the same rows of a token tile.
-template <int kBlocks, class T>
+template <bool kEven, int kBlocks, class T>
 __device__ __forceinline__ void add_row_dots(float* sums, const Accumulator (&c)[kBlocks],
                                              const Tile<T>& tokens, const Share& share) {
   float upper = 0, lower = 0;
 #pragma unroll
   for (int n = 0; n < kBlocks; ++n) {
-    if (n >= share.count) break;
+    if (!kEven && n >= share.count) break;
     const OperandA<T> t = load_a(tokens, share.i * kBlock, (share.begin + n) * kBlock);
 #pragma unroll
     for (int e = 0; e < 8; ++e) (e / 2 % 2 ? lower : upper) += c[n][e] * value(t, e);
@@ -242,24 +256,35 @@ __device__ __forceinline__ void add_row_dots(float* sums, const Accumulator (&c)
   sums[share.i * kBlock + lane_index() / 4 + 8] += lower;
 }
 
-// c += left times the rows of block j of a token tile.
-template <int kBlocks, class T>
+// c += left times the first 16 rows of a token tile.
+template <bool kEven, int kBlocks, class T>
 __device__ __forceinline__ void add_tokens(Accumulator (&c)[kBlocks], const OperandA<T>& left,
-                                           const Tile<T>& tokens, int j, const Share& share) {
+                                           const Tile<T>& tokens, const Share& share) {
 #pragma unroll
   for (int n = 0; n < kBlocks; ++n) {
-    if (n >= share.count) break;
-    multiply_add(c[n], left, load_b(tokens, j * kBlock, (share.begin + n) * kBlock));
+    if (!kEven && n >= share.count) break;
+    multiply_add(c[n], left, load_b(tokens, 0, (share.begin + n) * kBlock));
   }
 }
 
+// Rows times their factors, which are zero where `decay`, D or E, is: selected where a document
+// boundary makes it so.
 template <int kBlocks, class Factor>
-__device__ __forceinline__ void scale_rows(Accumulator (&c)[kBlocks], const Share& share,
+__device__ __forceinline__ void scale_rows(Accumulator (&c)[kBlocks], const Gates& gates,
+                                           const float* decay, const Share& share,
                                            Factor&& factor) {
+  const int first = share.i * kBlock;
+  if (gates.resets != 0) {
+#pragma unroll
+    for (int n = 0; n < kBlocks; ++n)
+#pragma unroll
+      for (int e = 0; e < 8; ++e)
+        if (decay[first + row_of(e)] == 0) c[n][e] = 0;
+  }
 #pragma unroll
   for (int n = 0; n < kBlocks; ++n)
 #pragma unroll
-    for (int e = 0; e < 8; ++e) c[n][e] = decayed(factor(share.i * kBlock + row_of(e)), c[n][e]);
+    for (int e = 0; e < 8; ++e) c[n][e] *= factor(first + row_of(e));
 }
 
 template <int kBlocks, class T>
@@ -273,16 +298,28 @@ __device__ __forceinline__ void write_rows(T* to, const DeltaPointers<T>& in, co
     if (n < share.count) store_global(rows + n * kBlock, stride, p.tokens - share.i * kBlock, c[n]);
 }
 
+// A tile from its block i of rows on.
+template <class T>
+__device__ __forceinline__ Tile<T> from_block(const Tile<T>& tile, int i) {
+  return {tile.at(i * kBlock, 0), tile.stride};
+}
+
 // Equation (7): dQ = s D (dO S) + B K.
 template <class T, int kK>
 __device__ __forceinline__ void query_gradient(SumsOf<T, kK>& sums, const BackwardMemory<T, kK>& m,
                                                const BackwardArgs<T>& a, const ChunkPlace& p,
                                                const Share& share) {
-  add_row_dots(m.sums->qdq[share.part], sums.dOS, m.q, share);
-  scale_rows(sums.dOS, share, [&](int t) { return a.in.scale * m.gates->D[t]; });
+  constexpr bool kEven = BackwardShape<T, kK>::kEven;
+  add_row_dots<kEven>(m.sums->qdq[share.part], sums.dOS, m.q, share);
+  scale_rows(sums.dOS, *m.gates, m.gates->D, share,
+             [&](int t) { return a.in.scale * m.gates->D[t]; });
+  Tile<T> B = m.P.block(share.i, 0), k = m.k;
 #pragma unroll 1
-  for (int j = 0; j <= share.i; ++j)
-    add_tokens(sums.dOS, load_a(m.P.block(share.i, j), 0, 0), m.k, j, share);
+  for (int j = 0; j <= share.i; ++j) {
+    add_tokens<kEven>(sums.dOS, load_a(B, 0, 0), k, share);
+    B = from_block(B, 1);
+    k = from_block(k, 1);
+  }
   write_rows(a.dq, a.in, p, sums.dOS, share);
 }
 
@@ -291,11 +328,12 @@ __device__ __forceinline__ void query_gradient(SumsOf<T, kK>& sums, const Backwa
 template <class T, int kK>
 __device__ __forceinline__ void add_state_terms(SumsOf<T, kK>& sums, const BackwardMemory<T, kK>& m,
                                                 const Share& share) {
+  constexpr bool kEven = BackwardShape<T, kK>::kEven;
   const Gates& gates = *m.gates;
-  add_row_dots(m.sums->kdk[share.part], sums.XdS, m.k, share);
-  add_row_dots(m.sums->kM[share.part], sums.M, m.k, share);
-  scale_rows(sums.XdS, share, [&](int t) { return gates.E[t]; });
-  scale_rows(sums.M, share, [&](int t) { return -gates.D[t] * gates.beta[t]; });
+  add_row_dots<kEven>(m.sums->kdk[share.part], sums.XdS, m.k, share);
+  add_row_dots<kEven>(m.sums->kM[share.part], sums.M, m.k, share);
+  scale_rows(sums.XdS, gates, gates.E, share, [&](int t) { return gates.E[t]; });
+  scale_rows(sums.M, gates, gates.D, share, [&](int t) { return -gates.D[t] * gates.beta[t]; });
 #pragma unroll
   for (int n = 0; n < SumsOf<T, kK>::kBlocks; ++n)
 #pragma unroll
@@ -306,12 +344,17 @@ template <class T, int kK>
 __device__ __forceinline__ void key_gradient(SumsOf<T, kK>& sums, const BackwardMemory<T, kK>& m,
                                              const BackwardArgs<T>& a, const ChunkPlace& p,
                                              const Share& share) {
-  const Gates& gates = *m.gates;
+  constexpr bool kEven = BackwardShape<T, kK>::kEven;
   constexpr int kBlocks = SumsOf<T, kK>::kBlocks;
+  const Gates& gates = *m.gates;
   Accumulator dAK[kBlocks];
+  Tile<T> dA = m.inverse.block(share.i, 0), k = m.k;
 #pragma unroll 1
-  for (int j = 0; j <= share.i; ++j)
-    add_tokens(dAK, load_a(m.inverse.block(share.i, j), 0, 0), m.k, j, share);
+  for (int j = 0; j <= share.i; ++j) {
+    add_tokens<kEven>(dAK, load_a(dA, 0, 0), k, share);
+    dA = from_block(dA, 1);
+    k = from_block(k, 1);
+  }
 #pragma unroll
   for (int n = 0; n < kBlocks; ++n)
 #pragma unroll
@@ -319,44 +362,76 @@ __device__ __forceinline__ void key_gradient(SumsOf<T, kK>& sums, const Backward
       sums.XdS[n][e] += gates.beta[share.i * kBlock + row_of(e)] * dAK[n][e];
 #pragma unroll 1
   for (int i = share.i; i < kTokenBlocks; ++i) {
-    add_tokens(sums.XdS, load_a_transposed(m.P.block(i, share.i), 0, 0), m.q, i, share);
-    const OperandA<T> dA = load_a_transposed(m.inverse.block(i, share.i), 0, 0);
+    add_tokens<kEven>(sums.XdS, load_a_transposed(m.P.block(i, share.i), 0, 0), from_block(m.q, i),
+                      share);
+    const OperandA<T> column = load_a_transposed(m.inverse.block(i, share.i), 0, 0);
     Accumulator weighted;
 #pragma unroll
-    for (int e = 0; e < 8; ++e) weighted[e] = gates.beta[i * kBlock + column_of(e)] * value(dA, e);
-    add_tokens(sums.XdS, operand<T>(weighted), m.k, i, share);
+    for (int e = 0; e < 8; ++e)
+      weighted[e] = gates.beta[i * kBlock + column_of(e)] * value(column, e);
+    add_tokens<kEven>(sums.XdS, operand<T>(weighted), from_block(m.k, i), share);
   }
   write_rows(a.dk, a.in, p, sums.XdS, share);
 }
 
-// Equations (9) and (7.1), four lanes a token.
+// Two neighbouring tokens' values.
+__device__ inline float2 two(const float* values, int token) {
+  return *reinterpret_cast<const float2*>(values + token);
+}
+__device__ inline float2 operator+(float2 a, float2 b) {
+  return make_float2(a.x + b.x, a.y + b.y);
+}
+template <int kParts>
+__device__ inline float2 two_of_all(const float (&parts)[kParts][kTokens], int token) {
+  float2 sum = two(parts[0], token);
+#pragma unroll
+  for (int part = 1; part < kParts; ++part) sum = sum + two(parts[part], token);
+  return sum;
+}
+
+// Equations (9) and (7.1), by one warp, two tokens a lane: dg sums x over i >= t and y over i < t.
 template <class T>
 __device__ __forceinline__ void write_scalars(const BackwardArgs<T>& a, const ChunkPlace& p,
                                               const RowSums& sums, const Gates& gates) {
-  const int t = thread_index() / 4, part = lane_index() % 4;
-  const auto all = [](const float(&parts)[kMostParts][kTokens], int i) {
-    return parts[0][i] + parts[1][i] + parts[2][i];
-  };
-  float dg = 0;
-  for (int i = part * kBlock; i < (part + 1) * kBlock; ++i)
-    dg += i < t ? decayed(gates.E[i], all(sums.kdk, i))
-                : decayed(gates.D[i],
-                          a.in.scale * all(sums.qdq, i) - gates.beta[i] * all(sums.kM, i));
-  dg = sum_of_quad(dg);
-  if (part != 0 || t >= p.tokens) return;
-  float states = 0, dbeta = all(sums.vN, t) - decayed(gates.D[t], all(sums.kM, t));
-  for (const float part_of_states : sums.states) states += part_of_states;
-  for (const auto& keys : sums.kdA) dbeta += keys[t];
+  const int lane = lane_index(), t = 2 * lane;
+  const float2 D = two(gates.D, t), E = two(gates.E, t), beta = two(gates.beta, t);
+  const float2 qdq = two_of_all(sums.qdq, t), kM = two_of_all(sums.kM, t);
+  const float2 kdk = two_of_all(sums.kdk, t), vN = two_of_all(sums.vN, t);
+  const float2 kdA = two_of_all(sums.kdA, t), rectangle = two(sums.rectangle, t);
+  const float2 x = {decayed(D.x, a.in.scale * qdq.x - beta.x * kM.x),
+                    decayed(D.y, a.in.scale * qdq.y - beta.y * kM.y)};
+  const float2 y = {decayed(E.x, kdk.x), decayed(E.y, kdk.y)};
+  float states = lane < kMostParts * kTokenBlocks ? sums.states[lane] : 0;
+  float from = x.x + x.y, before = y.x + y.y;  // over this lane's tokens and all after, before
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const float later = __shfl_down_sync(kAllLanes, from, distance);
+    const float earlier = __shfl_up_sync(kAllLanes, before, distance);
+    if (lane + distance < 32) from += later;
+    if (lane >= distance) before += earlier;
+    states += __shfl_xor_sync(kAllLanes, states, distance);
+  }
+  float after = __shfl_down_sync(kAllLanes, from, 1);
+  before = __shfl_up_sync(kAllLanes, before, 1);
+  if (lane == 31) after = 0;
+  if (lane == 0) before = 0;
+  const float through = decayed(gates.gamma, states);
   const int64_t token = first_row(a.in, p) + int64_t{t} * a.in.H;
-  a.dg[token] = dg + sums.rectangle[t] + decayed(gates.gamma, states);
-  a.dbeta[token] = dbeta;
+  if (t < p.tokens) {
+    a.dg[token] = from + before + rectangle.x + through;
+    a.dbeta[token] = vN.x - decayed(D.x, kM.x) + kdA.x;
+  }
+  if (t + 1 < p.tokens) {
+    a.dg[token + a.in.H] = x.y + after + (before + y.x) + rectangle.y + through;
+    a.dbeta[token + a.in.H] = vN.y - decayed(D.y, kM.y) + kdA.y;
+  }
 }
 
 // The gradients of one chunk. On entry its gates are made; with two stages, its keys, queries and
 // T0 have come too, and so has its first tile of values.
 template <class T, int kK, class Prefetch>
 __device__ __forceinline__ void chunk_gradients(const BackwardArgs<T>& a, const ChunkPlace& p,
-                                                const BackwardMemory<T, kK>& m,
+                                                const BackwardMemory<T, kK>& m, int warp,
                                                 Prefetch&& prefetch) {
   using Layout = BackwardShape<T, kK>;
   const int K = a.in.K;
@@ -378,13 +453,13 @@ __device__ __forceinline__ void chunk_gradients(const BackwardArgs<T>& a, const 
       m.copy_tile_of_values(a, p, 0);
     }
     SumsOf<T, kK> sums;
-    walk_values(sums, a, p, m, share_of<Layout::kBlocks>(first, columns));
-    const Share share = share_of<Layout::kBlocks>(first, columns);
+    const Share share = share_of<Layout::kBlocks>(warp, first, columns);
+    walk_values(sums, a, p, m, share);
     prefetch();
     states += sums.states;
     set_row_sums(m.sums->vN[share.part], share.i, sums.vN[0], sums.vN[1]);
     add_state_terms(sums, m, share);
-    make_squares(sums, m, a.in.scale);
+    make_squares(sums, m, share, a.in.scale);
     sum_rectangles(m.Z(), m.sums->rectangle);
     if (!Layout::kKeepQ) {
       __syncthreads();
@@ -397,9 +472,9 @@ __device__ __forceinline__ void chunk_gradients(const BackwardArgs<T>& a, const 
     key_gradient(sums, m, a, p, share);
   }
   for (int lanes = 1; lanes < 32; lanes *= 2) states += __shfl_xor_sync(kAllLanes, states, lanes);
-  if (lane_index() == 0) m.sums->states[warp_index()] = states;
+  if (lane_index() == 0) m.sums->states[warp] = states;
   __syncthreads();
-  write_scalars(a, p, *m.sums, *m.gates);
+  if (warp == 0) write_scalars(a, p, *m.sums, *m.gates);
 }
 
 // A block takes every gridDim.x-th chunk. With two stages, the next one's first tiles and gates
@@ -411,6 +486,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kK>::kThreads, 1)
   SharedMemory shared;
   const BackwardMemory<T, kK> m(shared);
   const DeltaPointers<T>& in = a.in;
+  const int warp = uniform_warp_index();
   const auto place = [&](int chunk) {
     const int n = chunk / in.H;
     return chunk_place(in, n / in.NC, n % in.NC, chunk % in.H);
@@ -421,20 +497,21 @@ __global__ void __launch_bounds__(BackwardShape<T, kK>::kThreads, 1)
       m.waiting().copy_head(in, p);
       m.copy_tile_of_values(a, p, 0);
     }
-    if (warp_index() == Layout::kWarps - 1) make_gates(m.gates[1], GateInputs(in, p));
+    if (warp == Layout::kWarps - 1) make_gates(m.gates[1], GateInputs(in, p));
   };
-  fetch(block_index());
+  fetch(static_cast<int>(blockIdx.x));
 #pragma unroll 1
-  for (int chunk = block_index(); chunk < chunks; chunk += static_cast<int>(gridDim.x)) {
+  for (int chunk = static_cast<int>(blockIdx.x); chunk < chunks;
+       chunk += static_cast<int>(gridDim.x)) {
     cp_async_wait<0>();
     __syncthreads();  // the gates and first tiles are there, the last chunk's sums have been read
-    for (int i = thread_index(); i < static_cast<int>(sizeof(RowSums) / sizeof(float));
-         i += Layout::kThreads)
+    for (int i = static_cast<int>(threadIdx.x);
+         i < static_cast<int>(sizeof(RowSums) / sizeof(float)); i += Layout::kThreads)
       reinterpret_cast<float*>(m.sums)[i] = 0;
-    if (thread_index() == 0) *m.place = place(chunk);
+    if (threadIdx.x == 0) *m.place = place(chunk);
     m.take_waiting();
     __syncthreads();
-    chunk_gradients(a, *m.place, m, [&] {
+    chunk_gradients(a, *m.place, m, warp, [&] {
       const int next = chunk + static_cast<int>(gridDim.x);
       if (next < chunks) fetch(next);
     });

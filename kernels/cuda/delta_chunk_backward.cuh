@@ -31,6 +31,8 @@ struct BackwardShape {
   static constexpr int kMostColumns = sizeof(T) == 2 ? 128 : 64;  // split operands take registers
   static constexpr int kColumns = kK < 128 ? kK : kMostColumns;   // of the keys, at a time
   static constexpr int kBlocks = (kColumns / kBlock + kParts - 1) / kParts;  // a warp
+  static constexpr bool kEven =
+      kBlocks * kParts * kBlock == kColumns;  // every warp has all of them
   static constexpr int kKeyStride = padded<T>(kK), kVStride = padded<T>(kVTile);
   static constexpr int kTokenStride = padded<T>(kTokens);
 
@@ -127,7 +129,7 @@ struct BackwardMemory {
     const auto move = [](auto* to, const auto* from, int elements) {
       const int pieces = elements * static_cast<int>(sizeof *to) / 16;
 #pragma unroll 1
-      for (int i = thread_index(); i < pieces; i += Layout::kThreads)
+      for (int i = static_cast<int>(threadIdx.x); i < pieces; i += Layout::kThreads)
         reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(from)[i];
     };
     static_assert(sizeof(Gates) % 16 == 0);
@@ -141,29 +143,28 @@ struct BackwardMemory {
   }
 
   __device__ void copy_queries(const DeltaPointers<T>& in, const ChunkPlace& p) const {
-    copy_tile<kK>(q, in.q + first_row(in, p) * in.K, in.H * in.K, p.tokens, in.K, kTokens,
-                  thread_index(), Layout::kThreads);
+    copy_tile<kK>(q, in.q + first_row(in, p) * in.K, in.H * in.K, p.tokens, in.K,
+                  static_cast<int>(threadIdx.x), Layout::kThreads);
   }
   __device__ void copy_head(const DeltaPointers<T>& in, const ChunkPlace& p) const {
-    copy_tile<kK>(k, in.k + first_row(in, p) * in.K, in.H * in.K, p.tokens, in.K, kTokens,
-                  thread_index(), Layout::kThreads);
+    copy_tile<kK>(k, in.k + first_row(in, p) * in.K, in.H * in.K, p.tokens, in.K,
+                  static_cast<int>(threadIdx.x), Layout::kThreads);
     copy_queries(in, p);
-    copy_triangle(inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, thread_index(),
-                  Layout::kThreads);
+    copy_triangle(inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, warp_index(),
+                  Layout::kWarps, lane_index());
   }
   __device__ void copy_tile_of_values(const BackwardArgs<T>& a, const ChunkPlace& p, int n) const {
     const VTile to = tile(n);
-    const int thread = thread_index(), K = a.in.K;
+    const int thread = static_cast<int>(threadIdx.x), K = a.in.K;
     const int V = a.in.V, column = n * Layout::kVTile;
     const int columns = V - column < Layout::kVTile ? V - column : Layout::kVTile;
     const int64_t state = (chunk_index(a.in, p) * V + column) * K;
     const int64_t row = first_row(a.in, p) * V + column;
     const auto states = [&](const Tile<T>& tile, const T* from) {
-      copy_tile<kK>(tile, from + state, a.in.K, columns, K, Layout::kVTile, thread,
-                    Layout::kThreads);
+      copy_tile<kK, Layout::kVTile>(tile, from + state, K, columns, K, thread, Layout::kThreads);
     };
     const auto values = [&](const Tile<T>& tile, const T* from) {
-      copy_tile<Layout::kVTile>(tile, from + row, a.in.H * V, p.tokens, columns, kTokens, thread,
+      copy_tile<Layout::kVTile>(tile, from + row, a.in.H * V, p.tokens, columns, thread,
                                 Layout::kThreads);
     };
     states(to.S, a.S_enter);
@@ -187,20 +188,23 @@ using SumsOf = Sums<BackwardShape<T, kK>>;
 
 // Where a warp's work lies: 16 tokens, and columns of the keys.
 struct Share {
+  int warp;
   int i;             // block of tokens
   int part;          // of the columns
   int begin, count;  // its blocks of 16 columns
 };
 
-// This warp's share of the `columns` key columns from `first`.
+// A warp's share of the `columns` key columns from `first`.
 template <int kBlocks>
-__device__ Share share_of(int first, int columns) {
-  const int warp = thread_index() / 32;
+__device__ Share share_of(int warp, int first, int columns) {
   const int part = warp / kTokenBlocks, left = columns / kBlock - part * kBlocks;
-  return {warp % kTokenBlocks, part, first / kBlock + part * kBlocks,
-          left < 0         ? 0
-          : left < kBlocks ? left
-                           : kBlocks};
+  return {.warp = warp,
+          .i = warp % kTokenBlocks,
+          .part = part,
+          .begin = first / kBlock + part * kBlocks,
+          .count = left < 0         ? 0
+                   : left < kBlocks ? left
+                                    : kBlocks};
 }
 
 }  // namespace kla::KLA_BACKEND

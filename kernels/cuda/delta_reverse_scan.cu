@@ -1,6 +1,7 @@
 // Reverse scan of the gated delta rule: the gradient of the state, chunk by chunk from the last
 // (KERNEL_MATH 6, equations 1, 2, 4, 10). The forward scan mirrored: dS^T stays in accumulators
 // (delta_scan.cuh), or in shared memory (delta_scan_wide.cuh).
+#include "kernels/cuda/delta_scan_wgmma.h"
 #include "kernels/cuda/delta_scan_wide.cuh"
 
 namespace kla::KLA_BACKEND {
@@ -19,28 +20,34 @@ struct ReverseArgs {
 // dS <- gamma dS + s (D dO)^T Q + dR^T K, dR = -D beta N: from the leaving to the entering state.
 template <int kBlocks, class T>
 __device__ __forceinline__ void write_gradient(Accumulator (&dS)[kBlocks],
-                                               const Accumulator (&KdS)[kTokenBlocks],
+                                               Accumulator (&KdS)[kTokenBlocks],
                                                const Tile<T>& dout, const Tile<T>& q,
                                                const Tile<T>& k, const Triangle<T>& Tg,
                                                const Triangle<T>& P, const Gates& gates,
                                                float scale) {
   const int column = warp_index() * kBlock;
   OperandA<T> dX[kTokenBlocks];
+  forget(KdS, gates, gates.E);
 #pragma unroll
   for (int j = 0; j < kTokenBlocks; ++j) dX[j] = write_gradients(KdS[j], dout, column, j, P, gates);
-  decay_state(dS, gates.gamma);
+  decay_state(dS, gates);
 #pragma unroll
   for (int j = 0; j < kTokenBlocks; ++j) {
-    Accumulator dR = error_gradients(dX, j, Tg), read;
+    Accumulator through[2] = {error_gradients(dX, j, Tg), {}};  // k and q
     const OperandA<T> d = load_a_transposed(dout, column, j * kBlock);
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       const int t = j * kBlock + column_of(e);
-      dR[e] = decayed(-gates.D[t] * gates.beta[t], dR[e]);
-      read[e] = decayed(scale * gates.D[t], value(d, e));
+      through[0][e] *= -gates.D[t] * gates.beta[t];
+      through[1][e] = scale * gates.D[t] * value(d, e);
     }
-    add_to_state(dS, operand<T>(dR), k, j);
-    add_to_state(dS, operand<T>(read), q, j);
+    if (gates.resets != 0) {
+#pragma unroll
+      for (int e = 0; e < 8; ++e)
+        if (gates.D[j * kBlock + column_of(e)] == 0) through[0][e] = through[1][e] = 0;
+    }
+    add_to_state(dS, operand<T>(through[0]), k, j);
+    add_to_state(dS, operand<T>(through[1]), q, j);
   }
 }
 
@@ -49,30 +56,27 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, 1) reverse_kernel(
   SharedMemory shared;
   const ScanMemory<T, kK> memory(shared);
   const DeltaPointers<T>& in = a.in;
-  const ScanFeed<T, kK, true> feed{in, a.dout, memory, a.slices};
   const ScanPlace at(in.H, a.slices);
-  const bool active = at.column < in.V;
+  const ScanFeed<T, kK, true> feed{in, a.dout, memory, at};
   Accumulator dS[kK / kBlock];
-  if (active) load_state(dS, a.dS_final ? a.dS_final + carried_state(in, at) : nullptr, in.K);
+  load_state(dS, a.dS_final ? a.dS_final + carried_state(in, at) : nullptr, in.K);
   feed.begin();
 
 #pragma unroll 1
   for (int step = 0; step < in.NC; ++step) {
     feed.enter(step);
     const auto tiles = memory.stage(step);
-    if (active) {
-      const ChunkPlace p = feed.place(step);
-      const int column = ScanPlace(in.H, a.slices).column;
-      store_state(dS, a.dS_leave + (chunk_index(in, p) * in.V + column) * in.K, in.K);
-      Accumulator KdS[kTokenBlocks];
-      read_state(dS, tiles.k, 0, KdS);
-      write_gradient(dS, KdS, tiles.values, tiles.q, tiles.k, tiles.inverse, tiles.P, *tiles.gates,
-                     in.scale);
-    }
+    OperandA<T> s[kK / kBlock];
+    round_state(dS, s);
+    store_state(s, a.dS_leave + (chunk_index(in, feed.place(step)) * in.V + at.column) * in.K,
+                in.K);
+    Accumulator KdS[kTokenBlocks];
+    read_state(s, tiles.k, 0, KdS);
+    write_gradient(dS, KdS, tiles.values, tiles.q, tiles.k, tiles.inverse, tiles.P, *tiles.gates,
+                   in.scale);
     feed.leave(step);
   }
-  if (active && a.dS_initial)
-    store_state(dS, a.dS_initial + carried_state(in, ScanPlace(in.H, a.slices)), in.K);
+  if (a.dS_initial) store_state(dS, a.dS_initial + carried_state(in, at), in.K);
 }
 
 // ---- The state in shared memory ----------------------------------------------------------------
@@ -85,11 +89,12 @@ struct StateTerms {
 
 template <class T, int kK>
 __device__ __forceinline__ void state_terms(StateTerms<T> (&terms)[kTokenBlocks],
-                                            const Accumulator (&KdS)[kTokenBlocks],
+                                            Accumulator (&KdS)[kTokenBlocks],
                                             const WideMemory<T, kK>& m, float scale) {
   const Gates& gates = *m.gates;
   const int column = warp_index() * kBlock;
   OperandA<T> dX[kTokenBlocks];
+  forget(KdS, gates, gates.E);
 #pragma unroll
   for (int j = 0; j < kTokenBlocks; ++j)
     dX[j] = write_gradients(KdS[j], m.values, column, j, m.P, gates);
@@ -100,8 +105,13 @@ __device__ __forceinline__ void state_terms(StateTerms<T> (&terms)[kTokenBlocks]
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       const int t = j * kBlock + column_of(e);
-      dR[e] = decayed(-gates.D[t] * gates.beta[t], dR[e]);
-      read[e] = decayed(scale * gates.D[t], value(d, e));
+      dR[e] *= -gates.D[t] * gates.beta[t];
+      read[e] = scale * gates.D[t] * value(d, e);
+    }
+    if (gates.resets != 0) {
+#pragma unroll
+      for (int e = 0; e < 8; ++e)
+        if (gates.D[j * kBlock + column_of(e)] == 0) dR[e] = read[e] = 0;
     }
     terms[j] = {operand<T>(dR), operand<T>(read)};
   }
@@ -131,7 +141,7 @@ __device__ __forceinline__ void write_slab(const WideMemory<T, kK>& m, const Wid
 #pragma unroll(sizeof(T) == 2 ? 2 : 1)
   for (int c = begin; c < feed.end(slab); ++c) {
     Accumulator dS[1] = {m.block(c)};
-    decay_state(dS, m.gates->gamma);
+    decay_state(dS, *m.gates);
 #pragma unroll
     for (int j = 0; j < kTokenBlocks; ++j) {
       multiply_add(dS[0], terms[j].dR, load_b(m.k, j * kBlock, (c - begin) * kBlock));
@@ -149,8 +159,7 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, 1)
   const DeltaPointers<T>& in = a.in;
   const WideFeed<T, kK> feed{in, a.dout, memory};
   const ScanPlace at(in.H, a.slices);
-  const bool active = at.column < in.V;
-  if (active) memory.load_state(a.dS_final ? a.dS_final + carried_state(in, at) : nullptr, in.K);
+  memory.load_state(a.dS_final ? a.dS_final + carried_state(in, at) : nullptr, in.K);
 
 #pragma unroll 1
   for (int n = in.NC - 1; n >= 0; --n) {
@@ -162,20 +171,19 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, 1)
     for (int slab = 0; slab < feed.slabs(); ++slab) {
       if (slab > 0) feed.bring(p, slab);
       feed.add_scores(slab);
-      if (active)
-        read_slab(memory, feed, slab, a.dS_leave + (chunk_index(in, p) * in.V + at.column) * in.K,
-                  KdS);
+      read_slab(memory, feed, slab, a.dS_leave + (chunk_index(in, p) * in.V + at.column) * in.K,
+                KdS);
       __syncthreads();  // the triangles are there, the slab has been read
     }
-    if (active) state_terms(terms, KdS, memory, in.scale);
+    state_terms(terms, KdS, memory, in.scale);
 #pragma unroll 1
     for (int slab = feed.slabs() - 1; slab >= 0; --slab) {
       if (slab + 1 < feed.slabs()) feed.bring(p, slab);
-      if (active) write_slab(memory, feed, slab, terms);
+      write_slab(memory, feed, slab, terms);
       __syncthreads();
     }
   }
-  if (active && a.dS_initial) memory.store_state(a.dS_initial + carried_state(in, at), in.K);
+  if (a.dS_initial) memory.store_state(a.dS_initial + carried_state(in, at), in.K);
 }
 
 template <class T, int kK>
@@ -203,6 +211,8 @@ void launch_reverse(const Context& context, const DeltaReverseScan& a) {
 }
 
 void delta_reverse_scan(Context& context, const DeltaReverseScan& a) {
+  if (scans_on_warpgroups(context, a.in.q.dim(3), a.dout.dim(3)))
+    return delta_reverse_scan_wgmma(context, a);
   visit_head_dims(a.in.q.dim(3), a.dout.dim(3), [&](auto width) {
     visit_compute(context, [&]<class T>(T) { launch_reverse<T, width>(context, a); });
   });

@@ -1,6 +1,7 @@
 // Forward scan of the gated delta rule in the Y form (KERNEL_MATH 4a), transposed: S^T stays in
 // accumulators through all chunks and is never rounded between them (delta_scan.cuh), or in shared
 // memory (delta_scan_wide.cuh).
+#include "kernels/cuda/delta_scan_wgmma.h"
 #include "kernels/cuda/delta_scan_wide.cuh"
 
 namespace kla::KLA_BACKEND {
@@ -21,19 +22,22 @@ __device__ __forceinline__ OperandA<T> kept_writes(const Accumulator& X, int i,
                                                    const Gates& gates) {
   Accumulator x;
 #pragma unroll
-  for (int e = 0; e < 8; ++e) x[e] = decayed(gates.E[i * kBlock + column_of(e)], X[e]);
+  for (int e = 0; e < 8; ++e) x[e] = gates.E[i * kBlock + column_of(e)] * X[e];
   return operand<T>(x);
 }
 
-// O = s D (Q S) + P X into the place of the values, and S <- gamma S + (E X)^T K; R holds K S.
+// O = s D (Q S) + P X into the place of the values, and S <- gamma S + (E X)^T K; s is S rounded,
+// R holds K S.
 template <int kBlocks, class T>
 __device__ __forceinline__ void write_state(Accumulator (&S)[kBlocks],
-                                            const Accumulator (&R)[kTokenBlocks], const Tile<T>& q,
+                                            const OperandA<T> (&s)[kBlocks],
+                                            Accumulator (&R)[kTokenBlocks], const Tile<T>& q,
                                             const Tile<T>& k, const Tile<T>& values,
                                             const Triangle<T>& Tg, const Triangle<T>& P,
                                             const Gates& gates, float scale) {
-  const int column = thread_index() / 32 * kBlock;
+  const int column = warp_index() * kBlock;
   OperandA<T> Yb[kTokenBlocks], X[kTokenBlocks], EX[kTokenBlocks];
+  forget(R, gates, gates.D);
 #pragma unroll
   for (int j = 0; j < kTokenBlocks; ++j) Yb[j] = weighted_errors(R[j], values, column, j, gates);
 #pragma unroll
@@ -42,24 +46,24 @@ __device__ __forceinline__ void write_state(Accumulator (&S)[kBlocks],
     X[i] = operand<T>(x);
     EX[i] = kept_writes<T>(x, i, gates);
   }
-  __syncwarp();           // the values of these columns have been read
-  __threadfence_block();  // here and below: loads drawn ahead would take registers that S needs
+  forget(EX, gates, gates.E);
+  __syncwarp();  // the values of these columns have been read
 #pragma unroll
   for (int first = 0; first < kTokenBlocks; first += 2) {
     Accumulator O[2];
-    read_state(S, q, first, O);
+    read_state(s, q, first, O);
+    forget(O, gates, gates.D, first);
 #pragma unroll
     for (int i = first; i < first + 2; ++i) {
       Accumulator& o = O[i - first];
 #pragma unroll
-      for (int e = 0; e < 8; ++e) o[e] = decayed(scale * gates.D[i * kBlock + column_of(e)], o[e]);
+      for (int e = 0; e < 8; ++e) o[e] *= scale * gates.D[i * kBlock + column_of(e)];
 #pragma unroll
       for (int j = 0; j <= i; ++j) multiply_add(o, X[j], load_b_transposed(P.block(i, j), 0, 0));
       store_transposed(values, i * kBlock, column, o);
     }
-    __threadfence_block();
   }
-  decay_state(S, gates.gamma);
+  decay_state(S, gates);
 #pragma unroll
   for (int i = 0; i < kTokenBlocks; ++i) add_to_state(S, EX[i], k, i);
 }
@@ -69,33 +73,30 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, 1) forward_kernel(
   SharedMemory shared;
   const ScanMemory<T, kK> memory(shared);
   const DeltaPointers<T>& in = a.in;
-  const ScanFeed<T, kK, false> feed{in, in.v, memory, a.slices};
   const ScanPlace at(in.H, a.slices);
-  const bool active = at.column < in.V;
+  const ScanFeed<T, kK, false> feed{in, in.v, memory, at};
   Accumulator S[kK / kBlock];
-  if (active) load_state(S, a.S_initial ? a.S_initial + carried_state(in, at) : nullptr, in.K);
+  load_state(S, a.S_initial ? a.S_initial + carried_state(in, at) : nullptr, in.K);
   feed.begin();
 
 #pragma unroll 1
   for (int n = 0; n < in.NC; ++n) {
     feed.enter(n);
     const auto tiles = memory.stage(n);
-    if (active) {
-      const ChunkPlace p = feed.place(n);
-      const int column = ScanPlace(in.H, a.slices).column;
-      if (a.S_enter) store_state(S, a.S_enter + (chunk_index(in, p) * in.V + column) * in.K, in.K);
-      Accumulator R[kTokenBlocks];
-      read_state(S, tiles.k, 0, R);
-      write_state(S, R, tiles.q, tiles.k, tiles.values, tiles.inverse, tiles.P, *tiles.gates,
-                  in.scale);
-      __syncwarp();
-      write_columns(a.o + first_row(in, p) * in.V + column, in.H * in.V, p.tokens,
-                    Tile<T>{tiles.values.at(0, warp_index() * kBlock), tiles.values.stride});
-    }
+    const ChunkPlace p = feed.place(n);
+    OperandA<T> s[kK / kBlock];
+    round_state(S, s);
+    if (a.S_enter) store_state(s, a.S_enter + (chunk_index(in, p) * in.V + at.column) * in.K, in.K);
+    Accumulator R[kTokenBlocks];
+    read_state(s, tiles.k, 0, R);
+    write_state(S, s, R, tiles.q, tiles.k, tiles.values, tiles.inverse, tiles.P, *tiles.gates,
+                in.scale);
+    __syncwarp();
+    write_columns(a.o + first_row(in, p) * in.V + at.column, in.H * in.V, p.tokens,
+                  Tile<T>{tiles.values.at(0, warp_index() * kBlock), tiles.values.stride});
     feed.leave(n);
   }
-  if (active && a.S_final)
-    store_state(S, a.S_final + carried_state(in, ScanPlace(in.H, a.slices)), in.K);
+  if (a.S_final) store_state(S, a.S_final + carried_state(in, at), in.K);
 }
 
 // ---- The state in shared memory ----------------------------------------------------------------
@@ -123,12 +124,13 @@ __device__ __forceinline__ void read_slab(const WideMemory<T, kK>& m, const Wide
 // O = s D (Q S) + P X into the place of the values, and E X; R holds K S.
 template <class T, int kK>
 __device__ __forceinline__ void write_outputs(OperandA<T> (&EX)[kTokenBlocks],
-                                              const Accumulator (&R)[kTokenBlocks],
-                                              const Accumulator (&QS)[kTokenBlocks],
+                                              Accumulator (&R)[kTokenBlocks],
+                                              Accumulator (&QS)[kTokenBlocks],
                                               const WideMemory<T, kK>& m, float scale) {
   const Gates& gates = *m.gates;
   const int column = warp_index() * kBlock;
   OperandA<T> Yb[kTokenBlocks], X[kTokenBlocks];
+  forget(R, gates, gates.D);
 #pragma unroll
   for (int j = 0; j < kTokenBlocks; ++j) Yb[j] = weighted_errors(R[j], m.values, column, j, gates);
 #pragma unroll
@@ -137,13 +139,14 @@ __device__ __forceinline__ void write_outputs(OperandA<T> (&EX)[kTokenBlocks],
     X[i] = operand<T>(x);
     EX[i] = kept_writes<T>(x, i, gates);
   }
+  forget(EX, gates, gates.E);
+  forget(QS, gates, gates.D);
   __syncwarp();  // the values of these columns have been read
 #pragma unroll
   for (int i = 0; i < kTokenBlocks; ++i) {
-    Accumulator o;
+    Accumulator& o = QS[i];
 #pragma unroll
-    for (int e = 0; e < 8; ++e)
-      o[e] = decayed(scale * gates.D[i * kBlock + column_of(e)], QS[i][e]);
+    for (int e = 0; e < 8; ++e) o[e] *= scale * gates.D[i * kBlock + column_of(e)];
 #pragma unroll
     for (int j = 0; j <= i; ++j) multiply_add(o, X[j], load_b_transposed(m.P.block(i, j), 0, 0));
     store_transposed(m.values, i * kBlock, column, o);
@@ -158,7 +161,7 @@ __device__ __forceinline__ void write_slab(const WideMemory<T, kK>& m, const Wid
 #pragma unroll(sizeof(T) == 2 ? 2 : 1)
   for (int c = begin; c < feed.end(slab); ++c) {
     Accumulator S[1] = {m.block(c)};
-    decay_state(S, m.gates->gamma);
+    decay_state(S, *m.gates);
 #pragma unroll
     for (int i = 0; i < kTokenBlocks; ++i)
       multiply_add(S[0], EX[i], load_b(m.k, i * kBlock, (c - begin) * kBlock));
@@ -174,8 +177,7 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, 1)
   const DeltaPointers<T>& in = a.in;
   const WideFeed<T, kK> feed{in, in.v, memory};
   const ScanPlace at(in.H, a.slices);
-  const bool active = at.column < in.V;
-  if (active) memory.load_state(a.S_initial ? a.S_initial + carried_state(in, at) : nullptr, in.K);
+  memory.load_state(a.S_initial ? a.S_initial + carried_state(in, at) : nullptr, in.K);
 
 #pragma unroll 1
   for (int n = 0; n < in.NC; ++n) {
@@ -188,23 +190,21 @@ __global__ void __launch_bounds__(ScanShape<T, kK>::kThreads, 1)
     for (int slab = 0; slab < feed.slabs(); ++slab) {
       if (slab > 0) feed.bring(p, slab);
       feed.add_scores(slab);
-      if (active) read_slab(memory, feed, slab, S_enter, R, QS);
+      read_slab(memory, feed, slab, S_enter, R, QS);
       __syncthreads();  // the triangles are there, the slab has been read
     }
-    if (active) {
-      write_outputs(EX, R, QS, memory, in.scale);
-      __syncwarp();
-      write_columns(a.o + first_row(in, p) * in.V + at.column, in.H * in.V, p.tokens,
-                    Tile<T>{memory.values.at(0, warp_index() * kBlock), memory.values.stride});
-    }
+    write_outputs(EX, R, QS, memory, in.scale);
+    __syncwarp();
+    write_columns(a.o + first_row(in, p) * in.V + at.column, in.H * in.V, p.tokens,
+                  Tile<T>{memory.values.at(0, warp_index() * kBlock), memory.values.stride});
 #pragma unroll 1
     for (int slab = feed.slabs() - 1; slab >= 0; --slab) {
       if (slab + 1 < feed.slabs()) feed.bring(p, slab);
-      if (active) write_slab(memory, feed, slab, EX);
+      write_slab(memory, feed, slab, EX);
       __syncthreads();
     }
   }
-  if (active && a.S_final) memory.store_state(a.S_final + carried_state(in, at), in.K);
+  if (a.S_final) memory.store_state(a.S_final + carried_state(in, at), in.K);
 }
 
 template <class T, int kK>
@@ -232,6 +232,8 @@ void launch_forward(const Context& context, const DeltaScanForward& a) {
 }
 
 void delta_scan_forward(Context& context, const DeltaScanForward& a) {
+  if (scans_on_warpgroups(context, a.in.q.dim(3), a.in.v.dim(3)))
+    return delta_scan_forward_wgmma(context, a);
   visit_head_dims(a.in.q.dim(3), a.in.v.dim(3), [&](auto width) {
     visit_compute(context, [&]<class T>(T) { launch_forward<T, width>(context, a); });
   });

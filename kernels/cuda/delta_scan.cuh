@@ -74,11 +74,11 @@ struct ScanMemory {
 struct ScanPlace {
   int b, h, column;  // the warp's first column of V
   __device__ ScanPlace(int H, int slices) {
-    const int block = block_index();
+    const int block = static_cast<int>(blockIdx.x);
     const int head = block / slices, slice = block % slices;
     b = head / H;
     h = head % H;
-    column = (slice * warp_count() + thread_index() / 32) * kBlock;
+    column = (slice * warp_count() + warp_index()) * kBlock;
   }
 };
 
@@ -89,28 +89,26 @@ struct ScanFeed {
   const DeltaPointers<T>& in;
   const T* values;
   const ScanMemory<T, kK>& memory;
-  int slices;
+  const ScanPlace& at;
 
   __device__ ChunkPlace place(int step) const {
-    const ScanPlace at(in.H, slices);
     return chunk_place(in, at.b, kReverse ? in.NC - 1 - step : step, at.h);
   }
-  __device__ bool makes_gates() const { return thread_index() / 32 == warp_count() - 1; }
+  __device__ bool makes_gates() const { return warp_index() == warp_count() - 1; }
 
   __device__ void copy(int step) const {
     if (step >= in.NC) return;
     const auto to = memory.stage(step);
     const ChunkPlace p = place(step);
-    const int thread = thread_index(), column = ScanPlace(in.H, slices).column;
-    const int threads = static_cast<int>(blockDim.x);
+    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
     const int64_t row = first_row(in, p);
-    copy_tile<kK>(to.k, in.k + row * in.K, in.H * in.K, p.tokens, in.K, kTokens, thread, threads);
-    copy_tile<kK>(to.q, in.q + row * in.K, in.H * in.K, p.tokens, in.K, kTokens, thread, threads);
-    if (column < in.V)
-      copy_tile<kBlock>(Tile<T>{to.values.at(0, thread / 32 * kBlock), to.values.stride},
-                        values + row * in.V + column, in.H * in.V, p.tokens, kBlock, kTokens,
-                        thread % 32, 32);
-    copy_triangle(to.inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, thread, threads);
+    copy_tile<kK>(to.k, in.k + row * in.K, in.H * in.K, p.tokens, in.K, thread, threads);
+    copy_tile<kK>(to.q, in.q + row * in.K, in.H * in.K, p.tokens, in.K, thread, threads);
+    copy_tile<kBlock>(Tile<T>{to.values.at(0, warp_index() * kBlock), to.values.stride},
+                      values + row * in.V + at.column, in.H * in.V, p.tokens, kBlock, lane_index(),
+                      32);
+    copy_triangle(to.inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, warp_index(),
+                  warp_count(), lane_index());
     cp_async_commit();
   }
   __device__ GateInputs gate_inputs(int step) const {
@@ -170,11 +168,11 @@ struct ScanGrid {
   int slices, warps;
 };
 
-// Blocks a head and warps a block, in equal shares: what takes least time where a multiprocessor
-// has one block at a time, and a step takes as long as eight warps' share of the multiprocessor and
-// one more for each warp of the block. Eight fits an H100 at K 96: 12 warps in one round took
-// 0.60 ms, 6 in three rounds 1.44 ms for twice the heads. Results do not depend on it: warps do not
-// exchange sums.
+// Blocks a head and warps a block, in equal shares that divide V: what takes least time where a
+// multiprocessor has one block at a time, and a step takes as long as eight warps' share of the
+// multiprocessor and one more for each warp of the block. Eight fits an H100 at K 96: 12 warps in
+// one round took 0.60 ms, 6 in three rounds 1.44 ms for twice the heads. Results do not depend on
+// it: warps do not exchange sums.
 template <class T, int kK>
 ScanGrid scan_grid(int64_t heads, int64_t V) {
   using Scan = ScanShape<T, kK>;
@@ -182,9 +180,10 @@ ScanGrid scan_grid(int64_t heads, int64_t V) {
   const int64_t columns = V / kBlock, at_once = multiprocessors();
   ScanGrid best{};
   int64_t least = 0;
-  for (int64_t most = std::min<int64_t>(Scan::kMaxWarps, columns); most > 0; --most) {
-    const int64_t slices = (columns + most - 1) / most, warps = (columns + slices - 1) / slices;
-    if (most > 1 && !has_shared_memory(Scan::shared_bytes(static_cast<int>(warps)))) continue;
+  for (int64_t warps = std::min<int64_t>(Scan::kMaxWarps, columns); warps > 0; --warps) {
+    if (columns % warps != 0) continue;
+    if (warps > 1 && !has_shared_memory(Scan::shared_bytes(static_cast<int>(warps)))) continue;
+    const int64_t slices = columns / warps;
     const int64_t time = (heads * slices + at_once - 1) / at_once * (kFixed + warps);
     if (best.warps != 0 && time >= least) continue;
     least = time;
@@ -193,38 +192,60 @@ ScanGrid scan_grid(int64_t heads, int64_t V) {
   return best;
 }
 
-// The state of a warp: blocks of [16 V columns x 16 keys].
+// The state of a warp: blocks of [16 V columns x 16 keys], and the same as left operands.
 template <int kBlocks>
 __device__ __forceinline__ void load_state(Accumulator (&S)[kBlocks], const float* from, int K) {
 #pragma unroll
   for (int c = 0; c < kBlocks; ++c)
     S[c] = from && c * kBlock < K ? load_global(from + c * kBlock, K) : Accumulator{};
 }
-template <int kBlocks, class T>
-__device__ __forceinline__ void store_state(const Accumulator (&S)[kBlocks], T* to, int K) {
+template <class Block, int kBlocks>
+__device__ __forceinline__ void store_state(const Block (&S)[kBlocks], float* to, int K) {
 #pragma unroll
   for (int c = 0; c < kBlocks; ++c)
     if (c * kBlock < K) store_global(to + c * kBlock, K, kBlock, S[c]);
 }
 template <int kBlocks>
-__device__ __forceinline__ void decay_state(Accumulator (&S)[kBlocks], float gamma) {
+__device__ __forceinline__ void store_state(const OperandA<bfloat16> (&s)[kBlocks], bfloat16* to,
+                                            int K) {
+  bfloat16* place = to + int64_t{lane_index() / 4} * K + sector_column();
+#pragma unroll
+  for (int half = 0; half < 2; ++half, place += 8 * K)
+#pragma unroll
+    for (int c = 0; c < kBlocks; ++c) {
+      const uint2 four = sector_part(s[c], half);
+      if (c * kBlock < least_keys(kBlocks * kBlock) || c * kBlock < K)
+        *reinterpret_cast<uint2*>(place + c * kBlock) = four;
+    }
+}
+template <class T, int kBlocks>
+__device__ __forceinline__ void round_state(const Accumulator (&S)[kBlocks],
+                                            OperandA<T> (&s)[kBlocks]) {
+#pragma unroll
+  for (int c = 0; c < kBlocks; ++c) s[c] = operand<T>(S[c]);
+}
+template <int kBlocks>
+__device__ __forceinline__ void decay_state(Accumulator (&S)[kBlocks], const Gates& gates) {
+  if (gates.resets != 0) {
+#pragma unroll
+    for (int c = 0; c < kBlocks; ++c) S[c] = Accumulator{};
+  }
+  const float gamma = gates.gamma;
 #pragma unroll
   for (int c = 0; c < kBlocks; ++c)
 #pragma unroll
-    for (int e = 0; e < 8; ++e) S[c][e] = decayed(gamma, S[c][e]);
+    for (int e = 0; e < 8; ++e) S[c][e] *= gamma;
 }
 
-// Blocks `first` and following of tokens S, transposed: the state as left operand.
-template <int kBlocks, int kCount, class T>
-__device__ __forceinline__ void read_state(const Accumulator (&S)[kBlocks], const Tile<T>& tokens,
+// Blocks `first` and following of tokens S, transposed.
+template <class T, int kBlocks, int kCount>
+__device__ __forceinline__ void read_state(const OperandA<T> (&s)[kBlocks], const Tile<T>& tokens,
                                            int first, Accumulator (&R)[kCount]) {
 #pragma unroll
-  for (int c = 0; c < kBlocks; ++c) {
-    const OperandA<T> s = operand<T>(S[c]);
+  for (int c = 0; c < kBlocks; ++c)
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
-      multiply_add(R[i], s, load_b_transposed(tokens, (first + i) * kBlock, c * kBlock));
-  }
+      multiply_add(R[i], s[c], load_b_transposed(tokens, (first + i) * kBlock, c * kBlock));
 }
 
 // S += a times the 16 rows of a token tile that start at block i.

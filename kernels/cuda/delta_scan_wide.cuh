@@ -97,24 +97,22 @@ struct WideFeed {
 
   // On return all of the chunk but the triangles is there, with the first slab.
   __device__ void enter(const ChunkPlace& p, int column) const {
-    const int thread = thread_index(), threads = static_cast<int>(blockDim.x);
-    if (column < in.V)
-      copy_tile<kBlock>(Tile<T>{memory.values.at(0, thread / 32 * kBlock), memory.values.stride},
-                        values + first_row(in, p) * in.V + column, in.H * in.V, p.tokens, kBlock,
-                        kTokens, thread % 32, 32);
-    copy_triangle(memory.inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, thread,
-                  threads);
+    copy_tile<kBlock>(Tile<T>{memory.values.at(0, warp_index() * kBlock), memory.values.stride},
+                      values + first_row(in, p) * in.V + column, in.H * in.V, p.tokens, kBlock,
+                      lane_index(), 32);
+    copy_triangle(memory.inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, warp_index(),
+                  warp_count(), lane_index());
     if (warp_index() == 0) make_gates(*memory.gates, GateInputs(in, p));
     bring(p, 0);
   }
   __device__ void bring(const ChunkPlace& p, int slab) const {
-    const int thread = thread_index(), threads = static_cast<int>(blockDim.x);
+    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
     const int first = slab * Shape::kColumns;
     const int64_t from = first_row(in, p) * in.K + first;
-    copy_tile<Shape::kColumns>(memory.k, in.k + from, in.H * in.K, p.tokens, in.K - first, kTokens,
-                               thread, threads);
-    copy_tile<Shape::kColumns>(memory.q, in.q + from, in.H * in.K, p.tokens, in.K - first, kTokens,
-                               thread, threads);
+    copy_tile<Shape::kColumns>(memory.k, in.k + from, in.H * in.K, p.tokens, in.K - first, thread,
+                               threads);
+    copy_tile<Shape::kColumns>(memory.q, in.q + from, in.H * in.K, p.tokens, in.K - first, thread,
+                               threads);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();

@@ -68,6 +68,11 @@ void visit_head_dims(int64_t K, int64_t V, Visit&& visit) {
   visit(std::integral_constant<int, 256>{});
 }
 
+// The fewest keys that a kernel compiled for `width` is called with.
+constexpr int least_keys(int width) {
+  return width == 48 ? 16 : width == 96 ? 64 : width == 128 ? 112 : 144;
+}
+
 // An attribute of the current device.
 inline int device_attribute(cudaDeviceAttr attribute) {
   int device = 0, value = 0;
@@ -111,31 +116,38 @@ __device__ inline float decayed(float factor, float x) {
 
 // ---- Copies ------------------------------------------------------------------------------------
 
-// kWidth columns of up to 64 rows, `stride` apart; zeros beyond `rows` and `columns`. The caller's
-// `thread` is one of `threads`.
-template <int kWidth, class T>
-__device__ void copy_tile(const Tile<T>& to, const T* from, int stride, int rows, int columns,
-                          int max_rows, int thread, int threads) {
-  constexpr int kPiece = 16 / static_cast<int>(sizeof(T)), kPieces = kWidth / kPiece;
-#pragma unroll 1
-  for (int i = thread; i < max_rows * kPieces; i += threads) {
-    const int row = i / kPieces, column = i % kPieces * kPiece;
-    const bool valid = row < rows && column < columns;
-    cp_async_16(to.at(row, column), valid ? from + int64_t{row} * stride + column : from, valid);
+// kWidth columns of kRows rows, `stride` apart; zeros beyond `rows` and `columns`. The caller's
+// `thread` is one of `threads`: of each slice of the columns it takes a piece of every row it
+// comes to.
+template <int kWidth, int kRows = kTokens, class T>
+__device__ __forceinline__ void copy_tile(const Tile<T>& to, const T* from, int stride, int rows,
+                                          int columns, int thread, int threads) {
+  constexpr int kPiece = 16 / static_cast<int>(sizeof(T));
+  constexpr int kSlice = kWidth / kPiece <= 32 ? kWidth : 32 * kPiece, kPieces = kSlice / kPiece;
+  const int pass = threads / kPieces, row = thread / kPieces;
+  if (row >= pass) return;
+  const int64_t step = int64_t{pass} * stride;
+#pragma unroll
+  for (int first = 0; first < kWidth; first += kSlice) {
+    const int column = first + thread % kPieces * kPiece, valid = column < columns ? rows : 0;
+    T* shared = to.at(row, column);
+    const T* global = from + int64_t{row} * stride + column;
+    for (int r = row; r < kRows; r += pass, shared += pass * to.stride, global += step)
+      cp_async_16(shared, global, r < valid);
   }
 }
 
 // A warp's 16 columns of a token tile back to global memory.
 template <class T>
-__device__ void write_columns(T* to, int stride, int rows, const Tile<T>& from) {
+__device__ __forceinline__ void write_columns(T* to, int stride, int rows, const Tile<T>& from) {
   constexpr int kPiece = 16 / static_cast<int>(sizeof(T)), kPieces = kBlock / kPiece;
+  constexpr int kPass = 32 / kPieces;
+  const int row = lane_index() / kPieces, column = lane_index() % kPieces * kPiece;
+  T* global = to + int64_t{row} * stride + column;
 #pragma unroll
-  for (int i = 0; i < kTokens * kPieces; i += 32) {
-    const int row = (i + lane_index()) / kPieces, column = lane_index() % kPieces * kPiece;
-    if (row < rows)
-      *reinterpret_cast<uint4*>(to + int64_t{row} * stride + column) =
-          *reinterpret_cast<const uint4*>(from.at(row, column));
-  }
+  for (int r = 0; r < kTokens; r += kPass, global += int64_t{kPass} * stride)
+    if (row + r < rows)
+      *reinterpret_cast<uint4*>(global) = *reinterpret_cast<const uint4*>(from.at(row + r, column));
 }
 
 // ---- Triangles ---------------------------------------------------------------------------------
@@ -156,15 +168,19 @@ struct BlockIndex {
       : i((index >= 1) + (index >= 3) + (index >= 6)), j(index - i * (i + 1) / 2) {}
 };
 
-template <class T>
-__device__ void copy_triangle(const Triangle<T>& to, const T* square, int thread, int threads) {
+// The lower blocks of a [64][64] matrix; a warp takes every warps-th block.
+template <class AnyTriangle, class T>
+__device__ __forceinline__ void copy_triangle(const AnyTriangle& to, const T* square, int warp,
+                                              int warps, int lane) {
   constexpr int kPiece = 16 / static_cast<int>(sizeof(T)), kPieces = kBlock / kPiece;
-#pragma unroll 1
-  for (int n = thread; n < kLowerBlocks * kBlock * kPieces; n += threads) {
-    const BlockIndex block(n / (kBlock * kPieces));
-    const int row = n / kPieces % kBlock, column = n % kPieces * kPiece;
+  constexpr int kPass = 32 / kPieces;
+  const int row = lane / kPieces, column = lane % kPieces * kPiece;
+  for (int index = warp; index < kLowerBlocks; index += warps) {
+    const BlockIndex block(index);
     const T* from = square + (block.i * kBlock + row) * kTokens + block.j * kBlock + column;
-    cp_async_16(to.block(block.i, block.j).at(row, column), from, true);
+#pragma unroll
+    for (int r = 0; r < kBlock; r += kPass)
+      cp_async_16(to.block(index).at(row + r, column), from + r * kTokens, true);
   }
 }
 
@@ -177,12 +193,15 @@ struct alignas(16) Gates {
   float G_high[kTokens], G_low[kTokens];  // since the start of the chunk or document
   float D[kTokens], E[kTokens], beta[kTokens];
   float gamma;
-  uint8_t document[kTokens];  // resets at or before the token
+  int resets;          // in the chunk
+  int first[kTokens];  // the token that starts this token's document, or 0
 
-  // Gam_ij of tokens, 0 for j > i.
+  // Whether j is at or before i and in the same document.
+  __device__ bool reaches(int i, int j) const { return j <= i && j >= first[i]; }
+  // Gam_ij of tokens where it does.
   __device__ float between(int i, int j) const {
     const float exponent = (G_high[i] - G_high[j]) + (G_low[i] - G_low[j]);
-    return j <= i && document[i] == document[j] ? exp2_fast(fminf(exponent, 0.0f)) : 0.0f;
+    return exp2_fast(fminf(exponent, 0.0f));
   }
 };
 
@@ -225,6 +244,11 @@ __device__ inline void segmented_sums(const GateInputs& in, double (&G)[2]) {
   G[1] = in.reset[1] ? in.g[1] : G[0] + in.g[1];
 }
 
+// The highest bit that is set, or -1.
+__device__ inline int last_bit(unsigned bits) {
+  return 31 - __clz(static_cast<int>(bits));
+}
+
 // One warp makes the gates of a chunk.
 __device__ inline void make_gates(Gates& out, const GateInputs& in) {
   const int lane = lane_index();
@@ -240,25 +264,29 @@ __device__ inline void make_gates(Gates& out, const GateInputs& in) {
     return same_document ? exp2_fast(fminf(static_cast<float>(exponent * kLog2E), 0.0f)) : 0.0f;
   };
   int document = __popc(even & before) + __popc(odd & before);
+  int first = max(0, max(2 * last_bit(even & before), 2 * last_bit(odd & before) + 1));
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int t = 2 * lane + i;
     document += in.reset[i];
+    if (in.reset[i]) first = t;
     out.G_high[t] = static_cast<float>(G[i] * kLog2E);
     out.G_low[t] = static_cast<float>(G[i] * kLog2E - out.G_high[t]);
     out.D[t] = decay(document == 0, G[i]);
     out.E[t] = decay(document == total, G_end - G[i]);
     out.beta[t] = in.beta[i];
-    out.document[t] = static_cast<uint8_t>(document);
+    out.first[t] = first;
   }
-  if (lane == 0) out.gamma = decay(total == 0, G_end);
+  if (lane != 0) return;
+  out.gamma = decay(total == 0, G_end);
+  out.resets = total;
 }
 
 // ---- Products ----------------------------------------------------------------------------------
 
 // c plus rows i of a times rows j of b, summed over their kK columns.
-template <int kK, class T>
-__device__ Accumulator product_abt(const Tile<T>& a, int i, const Tile<T>& b, int j,
+template <int kK, class AnyTile>
+__device__ Accumulator product_abt(const AnyTile& a, int i, const AnyTile& b, int j,
                                    Accumulator c = {}) {
 #pragma unroll
   for (int k = 0; k < kK; k += kBlock)
@@ -267,17 +295,19 @@ __device__ Accumulator product_abt(const Tile<T>& a, int i, const Tile<T>& b, in
 }
 
 // One block of what gate_triangles makes; p is that of Q K^T.
-template <class T>
-__device__ __forceinline__ void gate_block(const Triangle<T>& inverse, const Triangle<T>& P,
+template <class AnyTriangle>
+__device__ __forceinline__ void gate_block(const AnyTriangle& inverse, const AnyTriangle& P,
                                            const BlockIndex& block, int index, Accumulator& p,
                                            const Gates& gates, float scale) {
   Accumulator gated;
-  const OperandA<T> T0 = load_a(inverse.block(index), 0, 0);
+  const auto T0 = load_a(inverse.block(index), 0, 0);
 #pragma unroll
   for (int e = 0; e < 8; ++e) {
-    const float Gam = gates.between(block.i * kBlock + row_of(e), block.j * kBlock + column_of(e));
-    p[e] = decayed(Gam, scale * p[e]);
-    gated[e] = decayed(Gam, value(T0, e));
+    const int i = block.i * kBlock + row_of(e), j = block.j * kBlock + column_of(e);
+    const float Gam = gates.between(i, j);
+    const bool reaches = gates.reaches(i, j);
+    p[e] = reaches ? scale * Gam * p[e] : 0;
+    gated[e] = reaches ? Gam * value(T0, e) : 0;
   }
   __syncwarp();
   store(P.block(index), 0, 0, p);
@@ -285,9 +315,9 @@ __device__ __forceinline__ void gate_block(const Triangle<T>& inverse, const Tri
 }
 
 // T0 -> Gam o T0 in place, and P = s Gam o Q K^T. The block's warps share the ten blocks.
-template <int kK, class T>
-__device__ void gate_triangles(const Triangle<T>& inverse, const Triangle<T>& P, const Tile<T>& q,
-                               const Tile<T>& k, const Gates& gates, float scale) {
+template <int kK, class AnyTriangle, class AnyTile>
+__device__ void gate_triangles(const AnyTriangle& inverse, const AnyTriangle& P, const AnyTile& q,
+                               const AnyTile& k, const Gates& gates, float scale) {
   for (int index = warp_index(); index < kLowerBlocks; index += warp_count()) {
     const BlockIndex block(index);
     Accumulator p = product_abt<kK>(q, block.i, k, block.j);
@@ -295,7 +325,30 @@ __device__ void gate_triangles(const Triangle<T>& inverse, const Triangle<T>& P,
   }
 }
 
-// beta o Y of the 16 columns of V from `column`, transposed, with Y = V - D R.
+__device__ inline void set_zero(Accumulator& c, int e) {
+  c[e] = 0;
+}
+__device__ inline void set_zero(OperandA<float>& a, int e) {
+  a.x[e] = 0;
+}
+__device__ inline void set_zero(OperandA<bfloat16>& a, int e) {
+  a.x[e / 2] &= e % 2 ? 0x0000FFFFu : 0xFFFF0000u;
+}
+
+// Zeros where a document boundary lies between a token and the state: columns of the blocks are the
+// tokens from block `first` on, `factor` is D or E. Without it, 0 times inf would pass as NaN.
+template <class Block, int kCount>
+__device__ __forceinline__ void forget(Block (&blocks)[kCount], const Gates& gates,
+                                       const float* factor, int first = 0) {
+  if (gates.resets == 0) return;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i)
+#pragma unroll
+    for (int e = 0; e < 8; ++e)
+      if (factor[(first + i) * kBlock + column_of(e)] == 0) set_zero(blocks[i], e);
+}
+
+// beta o Y of the 16 columns of V from `column`, transposed, with Y = V - D R; R forgot.
 template <class T>
 __device__ __forceinline__ OperandA<T> weighted_errors(const Accumulator& R, const Tile<T>& v,
                                                        int column, int j, const Gates& gates) {
@@ -304,7 +357,7 @@ __device__ __forceinline__ OperandA<T> weighted_errors(const Accumulator& R, con
 #pragma unroll
   for (int e = 0; e < 8; ++e) {
     const int t = j * kBlock + column_of(e);
-    y[e] = gates.beta[t] * (value(values, e) - decayed(gates.D[t], R[e]));
+    y[e] = gates.beta[t] * (value(values, e) - gates.D[t] * R[e]);
   }
   return operand<T>(y);
 }
@@ -319,14 +372,14 @@ __device__ __forceinline__ Accumulator writes(const OperandA<T> (&Yb)[kTokenBloc
   return x;
 }
 
-// Block j of dX = P^T dO + E (K dS), transposed; KdS holds (K dS)_j.
+// Block j of dX = P^T dO + E (K dS), transposed; KdS holds (K dS)_j and forgot.
 template <class T>
 __device__ __forceinline__ OperandA<T> write_gradients(const Accumulator& KdS, const Tile<T>& dout,
                                                        int column, int j, const Triangle<T>& P,
                                                        const Gates& gates) {
   Accumulator dx;
 #pragma unroll
-  for (int e = 0; e < 8; ++e) dx[e] = decayed(gates.E[j * kBlock + column_of(e)], KdS[e]);
+  for (int e = 0; e < 8; ++e) dx[e] = gates.E[j * kBlock + column_of(e)] * KdS[e];
 #pragma unroll
   for (int i = j; i < kTokenBlocks; ++i)
     multiply_add(dx, load_a_transposed(dout, column, i * kBlock), load_b(P.block(i, j), 0, 0));

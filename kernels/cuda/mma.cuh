@@ -28,6 +28,11 @@ __device__ inline int lane_index() {
 __device__ inline int warp_index() {
   return static_cast<int>(threadIdx.x / 32);
 }
+// The same as the compiler cannot know it otherwise: one number for all lanes, so that branches on
+// it are the warp's, not a lane's. Every lane must call.
+__device__ inline int uniform_warp_index() {
+  return __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x / 32), 0);
+}
 __device__ inline int warp_count() {
   return static_cast<int>(blockDim.x / 32);
 }
@@ -51,6 +56,17 @@ struct Tile {
   T* data;
   int stride;
   __device__ T* at(int row, int column) const { return data + row * stride + column; }
+};
+
+// Rows of kColumns bf16 values in 8x8 cores of 128 bytes, one behind the other along the rows: what
+// a product of a warpgroup reads (wgmma.cuh).
+template <int kColumns>
+struct CoreTile {
+  static constexpr int kCore = 64, kRowOfCores = kColumns / 8 * kCore;  // elements
+  bfloat16* data;
+  __device__ bfloat16* at(int row, int column) const {
+    return data + row / 8 * kRowOfCores + column / 8 * kCore + row % 8 * 8 + column % 8;
+  }
 };
 
 struct Accumulator {  // 16x16, f32
@@ -104,26 +120,29 @@ __device__ inline OperandA<bfloat16> operand(const Accumulator& c, bfloat16) {
 
 // The left operand whose corner is (row, k) of a tile, or (k, row) of a tile that holds the
 // transpose; the right operand (k, column), or (column, k) of the transpose.
-__device__ inline OperandA<bfloat16> load_a(const Tile<bfloat16>& tile, int row, int k) {
+template <class AnyTile>
+__device__ inline OperandA<bfloat16> load_a(const AnyTile& tile, int row, int k) {
   const int lane = lane_index();
   OperandA<bfloat16> a;
   ldmatrix_x4(a.x, tile.at(row + lane % 16, k + lane / 16 * 8));
   return a;
 }
-__device__ inline OperandA<bfloat16> load_a_transposed(const Tile<bfloat16>& tile, int row, int k) {
+template <class AnyTile>
+__device__ inline OperandA<bfloat16> load_a_transposed(const AnyTile& tile, int row, int k) {
   const int lane = lane_index();
   OperandA<bfloat16> a;
   ldmatrix_x4_trans(a.x, tile.at(k + lane / 16 * 8 + lane % 8, row + lane / 8 % 2 * 8));
   return a;
 }
-__device__ inline OperandB<bfloat16> load_b(const Tile<bfloat16>& tile, int k, int column) {
+template <class AnyTile>
+__device__ inline OperandB<bfloat16> load_b(const AnyTile& tile, int k, int column) {
   const int lane = lane_index();
   OperandB<bfloat16> b;
   ldmatrix_x4_trans(b.x, tile.at(k + lane % 16, column + lane / 16 * 8));
   return b;
 }
-__device__ inline OperandB<bfloat16> load_b_transposed(const Tile<bfloat16>& tile, int column,
-                                                       int k) {
+template <class AnyTile>
+__device__ inline OperandB<bfloat16> load_b_transposed(const AnyTile& tile, int column, int k) {
   const int lane = lane_index();
   OperandB<bfloat16> b;
   ldmatrix_x4(b.x, tile.at(column + lane / 16 * 8 + lane % 8, k + lane / 8 % 2 * 8));
@@ -234,8 +253,8 @@ __device__ OperandA<T> operand(const Accumulator& c) {
 }
 
 // A block to a tile, at (row, column), or its transpose there.
-__device__ inline void store(const Tile<bfloat16>& tile, int row, int column,
-                             const Accumulator& c) {
+template <class AnyTile>
+__device__ inline void store(const AnyTile& tile, int row, int column, const Accumulator& c) {
 #pragma unroll
   for (int e = 0; e < 8; e += 2)
     *reinterpret_cast<__nv_bfloat162*>(tile.at(row + row_of(e), column + column_of(e))) =
@@ -245,26 +264,47 @@ __device__ inline void store(const Tile<float>& tile, int row, int column, const
 #pragma unroll
   for (int e = 0; e < 8; ++e) *tile.at(row + row_of(e), column + column_of(e)) = c[e];
 }
-template <class T>
-__device__ void store_transposed(const Tile<T>& tile, int row, int column, const Accumulator& c) {
+__device__ inline void store_transposed(const Tile<bfloat16>& tile, int row, int column,
+                                        const Accumulator& c) {
+  const OperandA<bfloat16> a = operand(c, bfloat16{});
+  const int lane = lane_index();
+  bfloat16* to = tile.at(row + lane / 4, column + lane % 4 * 2);
 #pragma unroll
-  for (int e = 0; e < 8; ++e)
-    *tile.at(row + column_of(e), column + row_of(e)) = static_cast<T>(c[e]);
+  for (int m = 0; m < 4; ++m)  // 8x8 matrices of c, down its columns
+    *reinterpret_cast<uint32_t*>(to + m / 2 * 8 * tile.stride + m % 2 * 8) =
+        movmatrix_trans(a.x[m]);
+}
+__device__ inline void store_transposed(const Tile<float>& tile, int row, int column,
+                                        const Accumulator& c) {
+#pragma unroll
+  for (int e = 0; e < 8; ++e) *tile.at(row + column_of(e), column + row_of(e)) = c[e];
 }
 
 // The first `rows` rows of a block to global memory: whole 32-byte sectors, `row_stride` elements
-// apart. Neighbouring lanes first swap a pair each, so that a row's half sectors become whole ones.
+// apart. Neighbouring lanes first swap a pair each, so that a row's half sectors become whole ones:
+// of rows g and g + 8 a lane then has four elements at `sector_column`.
+__device__ inline int sector_column() {
+  return lane_index() % 4 / 2 * 4 + lane_index() % 2 * 8;
+}
+__device__ inline uint2 sector_part(const OperandA<bfloat16>& a, int half) {
+  const bool odd = lane_index() % 2;
+  const uint32_t left = a.x[half], right = a.x[half + 2];
+  const uint32_t other = __shfl_xor_sync(kAllLanes, odd ? left : right, 1);
+  return make_uint2(odd ? other : left, odd ? right : other);
+}
+__device__ inline void store_global(bfloat16* to, int64_t row_stride, int rows,
+                                    const OperandA<bfloat16>& a) {
+  const int row = lane_index() / 4;
+  bfloat16* place = to + row * row_stride + sector_column();
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const uint2 four = sector_part(a, half);
+    if (row + 8 * half < rows) *reinterpret_cast<uint2*>(place + 8 * half * row_stride) = four;
+  }
+}
 __device__ inline void store_global(bfloat16* to, int64_t row_stride, int rows,
                                     const Accumulator& c) {
-  const int lane = thread_index() % 32, odd = lane % 2;
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const uint32_t left = pack(c[2 * h], c[2 * h + 1]), right = pack(c[2 * h + 4], c[2 * h + 5]);
-    const uint32_t other = __shfl_xor_sync(kAllLanes, odd ? left : right, 1);
-    const uint2 four = odd ? make_uint2(other, right) : make_uint2(left, other);
-    const int row = lane / 4 + 8 * h, column = lane % 4 / 2 * 4 + odd * 8;
-    if (row < rows) *reinterpret_cast<uint2*>(to + row * row_stride + column) = four;
-  }
+  store_global(to, row_stride, rows, operand(c, bfloat16{}));
 }
 __device__ inline void store_global(float* to, int64_t row_stride, int rows, const Accumulator& c) {
 #pragma unroll

@@ -1,5 +1,5 @@
-// The PTX this project uses, one wrapper each, and nothing else in assembly. Every wrapper has a
-// twin of the same signature and fragment layout in tests/simt/ptx.h.
+// The PTX this project uses, one wrapper each (wgmma: wgmma.cuh), and nothing else in assembly.
+// Every wrapper has a twin of the same signature and fragment layout in tests/simt/ptx.h.
 //
 // Fragments of a warp-wide mma, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4:
 //   accumulator 16x8 (f32):  c[0], c[1] = (g, 2t), (g, 2t+1);   c[2], c[3] = (g+8, 2t), (g+8, 2t+1)
@@ -67,6 +67,13 @@ __device__ inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row) {
                : "=r"(r[0]), "=r"(r[1])
                : "r"(shared_address(row))
                : "memory");
+}
+
+// The transpose of an 8x8 matrix of 16-bit elements that the warp holds as ldmatrix gives it.
+__device__ inline uint32_t movmatrix_trans(uint32_t a) {
+  uint32_t r;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(r) : "r"(a));
+  return r;
 }
 
 // c += a b, bf16 operands, f32 accumulators.

@@ -104,7 +104,7 @@ TEST(DeviceScan, TakesEveryHeadShape) {
     expect_scan(draw_problem({.T = 65, .H = 1, .K = K, .V = V}, Decay::slow, 0.3), "slow decay");
 }
 
-// Heads apart by more than a slab of keys, a short last slab, an idle warp of the last block.
+// Heads apart by more than a slab of keys, a short last slab, an odd number of V columns.
 TEST(DeviceScan, TakesWideKeysOfSeveralHeads) {
   DeltaProblem p = draw_problem({.B = 2, .T = 65, .H = 2, .K = 208, .V = 80}, Decay::mixed, 0.3);
   expect_scan(p, "mixed decay");

@@ -125,7 +125,9 @@ void Block::prepare(const Grid& grid, int64_t number) {
     t.index = {i, 0, 0};
     t.returned = false;
     t.copies.clear();
-    t.open_group = 0;
+    t.products.clear();
+    t.blocks.clear();
+    t.open_group = t.open_products = 0;
     t.context = make_fcontext(stacks_.top(i),
                               static_cast<size_t>(stacks_.top(i) - stacks_.bottom(i)), enter);
     t.warp->exists |= 1u << t.lane;

@@ -42,7 +42,7 @@ struct Warp {
   Meeting meetings[kLanes];                      // by the lowest lane of their mask
   // What the lanes bring to a meeting and take from it.
   alignas(16) std::byte in[kLanes][48];
-  alignas(16) std::byte out[kLanes][16];
+  alignas(16) std::byte out[kLanes][128];
 
   template <class T>
   T& brought(int lane) {
@@ -63,6 +63,25 @@ struct AsyncCopy {
   int group;           // of this thread, counted by commits
 };
 
+// A product of a warpgroup under way, as one thread sees it: rows g and g + 8 of its warp's left
+// operand, the right operand in shared memory, and blocks of 8 accumulators each.
+struct WarpgroupProduct {
+  float* c;
+  int blocks;
+  bool add;
+  float a[2][16];
+  const unsigned char* b;
+  int k_bytes, n_bytes;
+  bool transposed;
+  int group;  // of this thread, counted by commits
+};
+// Accumulators that such products have, and how many of them.
+struct WarpgroupBlock {
+  float* c;
+  int products;
+  float value[8];
+};
+
 struct Thread {
   void* context = nullptr;     // of Boost.Context: where it goes on
   void* fake_stack = nullptr;  // AddressSanitizer's
@@ -73,6 +92,9 @@ struct Thread {
   Site waits_at;
   std::vector<AsyncCopy> copies;
   int open_group = 0;
+  std::vector<WarpgroupProduct> products;
+  std::vector<WarpgroupBlock> blocks;
+  int open_products = 0;
 };
 
 extern constinit thread_local Thread* current;  // null outside of kernels

@@ -98,7 +98,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
   cudaMemGetInfo(&available, &p->totalGlobalMem);
   p->sharedMemPerBlock = 48 * 1024;
   p->sharedMemPerBlockOptin = p->sharedMemPerMultiprocessor = kla::fibers::SharedArrays::limit();
-  p->major = 8;
+  p->major = p->sharedMemPerBlockOptin >= 227 * 1024 ? 9 : 8;  // as an H100's, or an A100's
   p->multiProcessorCount = 1;
   p->warpSize = warpSize;
   p->maxThreadsPerBlock = 1024;

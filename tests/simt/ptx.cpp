@@ -161,6 +161,22 @@ void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row, fibers::Place place) {
   load_matrices(r, row, true, {"ldmatrix_x2_trans", place});
 }
 
+uint32_t movmatrix_trans(uint32_t a, fibers::Place place) {
+  const Site site{"movmatrix_trans", place};
+  const Thread& t = fibers::running(site);
+  t.warp->brought<uint32_t>(t.lane) = a;
+  fibers::meet(Warp::kAll, site, [](Warp& warp) {
+    const auto at = [&](int i, int j) {
+      return warp.brought<uint32_t>(i * 4 + j / 2) >> (j % 2 * 16) & 0xFFFFu;
+    };
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int i = lane / 4, j = lane % 4 * 2;
+      warp.taken<uint32_t>(lane) = at(j, i) | at(j + 1, i) << 16;
+    }
+  });
+  return t.warp->taken<uint32_t>(t.lane);
+}
+
 void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                   fibers::Place place) {
   multiply<16>(c, a, b, {"mma_m16n8k16", place});

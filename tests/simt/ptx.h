@@ -25,6 +25,8 @@ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, KLA_SIMT_PLACE);
 void ldmatrix_x2(uint32_t (&r)[2], const void* row, KLA_SIMT_PLACE);
 void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row, KLA_SIMT_PLACE);
 
+uint32_t movmatrix_trans(uint32_t a, KLA_SIMT_PLACE);
+
 // Each element sums its products in f32 in the order of k, starting from c.
 void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], KLA_SIMT_PLACE);
 void mma_m16n8k8(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], KLA_SIMT_PLACE);

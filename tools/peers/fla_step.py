@@ -8,7 +8,10 @@ backward, clipping, update) with tokens/s and peak memory, then one layer's mixe
 projections (`mixer`) and the gated delta rule alone (`delta_rule`), forward and backward, by CUDA
 events. Needs torch, triton and flash-linear-attention (tried with 0.6.0).
 
-    tools/peers/fla_step.py --batch 8 --seq-len 4096
+Triton tries several hundred variants of fla's kernels and compiles them one after the other, for
+many minutes: `--compilers N` lets N processes compile them beforehand, each its share.
+
+    tools/peers/fla_step.py --batch 8 --seq-len 4096 --compilers 14
 
 Notation as in kernels/README.md: B batch, T time, D width, H heads, K key dim, V value dim.
 """
@@ -17,6 +20,8 @@ import argparse
 import json
 import math
 import statistics
+import subprocess
+import sys
 
 import fla.ops.common.chunk_o as chunk_o
 import torch
@@ -27,6 +32,7 @@ from fla.modules.activations import swiglu_linear
 from fla.modules.causal_conv1d import causal_conv1d
 from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 from torch import nn
+from triton.runtime.autotuner import Autotuner
 
 EPS_NORM = 1e-5  # of RMSNorm
 EPS_KEY = 1e-6  # of the key norm
@@ -171,6 +177,30 @@ def mixer_rows(c, mixer):
         yield {"kind": "peer_" + name, "forward_ms": forward, "backward_ms": backward}
 
 
+def compile_share(share, shares):
+    """The autotuner now runs every `shares`-th of its candidates once, which compiles it into Triton's
+    cache on disk, and times none."""
+    bench = Autotuner._bench
+
+    def run_once(self, *args, config, **meta):
+        self.__dict__["do_bench"] = lambda call, quantiles: (call(), [1.0] * 3)[1]
+        mine = self.configs.index(config) % shares == share % min(shares, len(self.configs))
+        return bench(self, *args, config=config, **meta) if mine else [float("inf")] * 3
+
+    Autotuner._bench = run_once
+
+
+def compile_beforehand(processes, arguments):
+    """One training step and one layer's mixer in each of `processes`, which is all that will be compiled."""
+    share = lambda i: [sys.executable, __file__, *arguments, "--layers", "1", "--repeats", "1", "--share", f"{i}/{processes}"]  # fmt: skip
+    children = [subprocess.Popen(share(i), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+                for i in range(processes)]  # fmt: skip
+    for child in children:
+        errors = child.communicate()[1]
+        if child.returncode:
+            print("a compiling process failed, which costs time only:", *errors.splitlines()[-1:], file=sys.stderr)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rule", choices=["kla", "gdn"], default="kla")
@@ -180,6 +210,8 @@ def main():
     parser.add_argument("--compile", action="store_true", help="torch.compile every block")
     parser.add_argument("--any-triton", action="store_true", help="also with versions of Triton that "
                         "fla refuses on Hopper because a gradient comes out wrong: for timing only")  # fmt: skip
+    parser.add_argument("--compilers", type=int, default=0, help="processes that compile beforehand")
+    parser.add_argument("--share", help=argparse.SUPPRESS)  # of a compiling process: i/n
     # The model of configs/models/gated_delta_0.4b.yaml.
     sizes = dict(width=1536, layers=11, heads=12, key_dim=96, value_dim=192, mlp=6144, vocab=32000)
     for name, size in sizes.items():
@@ -187,6 +219,10 @@ def main():
     c = parser.parse_args()
     if c.any_triton:
         chunk_o.TRITON_ABOVE_3_7_1 = True
+    if c.share:
+        compile_share(*map(int, c.share.split("/")))
+    elif c.compilers:
+        compile_beforehand(c.compilers, sys.argv[1:])
     torch.manual_seed(1)
     model = Model(c).cuda()
     if c.compile:

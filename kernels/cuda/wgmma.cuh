@@ -1,0 +1,143 @@
+// Products of a warpgroup: wgmma, of compute capability 9.0 (sm_90a). Left operand and accumulators
+// lie in registers, laid out as those of mma.sync (mma.cuh); the right operand in shared memory.
+//
+// A warpgroup is four consecutive warps, the first a multiple of four; each has 16 of its 64 rows.
+// The products run behind its back: from warpgroup_begin() to warpgroup_wait() the accumulators
+// belong to them. Shared memory they read must have been given over by share_with_tensor_cores() in
+// every thread that wrote it, before a barrier.
+//
+// The twin is tests/simt/wgmma.h: there a product is computed when it is waited for, and its
+// accumulators are NaN until then.
+#pragma once
+
+#ifdef KLA_SIMT
+#include "tests/simt/wgmma.h"
+#else
+
+#include <cstdint>
+
+#include "kernels/cuda/ptx.cuh"
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
+#define KLA_HAS_WGMMA 1
+#endif
+
+namespace kla::cuda {
+
+// A right operand in shared memory, cut into 8x8 cores of 128 bytes: eight rows of 16 bytes. Rows
+// run along n and 16 bytes along k (kTransposed: the other way); `k_bytes` and `n_bytes` lead to
+// the next core along k and n.
+struct SharedOperand {
+  uint64_t bits;
+};
+__device__ inline SharedOperand shared_operand(const void* first, int k_bytes, int n_bytes) {
+  return {static_cast<uint64_t>(shared_address(first) >> 4) |
+          static_cast<uint64_t>(k_bytes >> 4) << 16 | static_cast<uint64_t>(n_bytes >> 4) << 32};
+}
+__device__ inline SharedOperand advanced(SharedOperand operand, int bytes) {
+  return {operand.bits + static_cast<uint64_t>(bytes >> 4)};
+}
+
+#ifdef KLA_HAS_WGMMA
+
+__device__ inline void share_with_tensor_cores() {
+  asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+}
+__device__ inline void warpgroup_begin() {
+  asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
+}
+__device__ inline void warpgroup_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
+}
+// Waits until at most `kPending` of the newest committed groups are under way.
+template <int kPending>
+__device__ inline void warpgroup_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kPending) : "memory");
+}
+
+// c[kFirst .. kFirst + kCount) += a b, or = a b without kAdd: blocks of 16 rows of each warp and 16
+// columns, as Accumulator (mma.cuh) holds them; a is the warp's m16n8k16 left operand.
+template <int kFirst, int kCount, bool kTransposed, bool kAdd, class Block, int kAll>
+__device__ __forceinline__ void warpgroup_multiply(Block (&c)[kAll], const uint32_t (&a)[4],
+                                                   SharedOperand b) {
+  static_assert(kFirst + kCount <= kAll);
+#define KLA_BLOCK(c)                                                                             \
+  "+f"((c).x[0][0]), "+f"((c).x[0][1]), "+f"((c).x[0][2]), "+f"((c).x[0][3]), "+f"((c).x[1][0]), \
+      "+f"((c).x[1][1]), "+f"((c).x[1][2]), "+f"((c).x[1][3])
+#define KLA_OPERANDS \
+  "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.bits), "n"(int{kAdd}), "n"(int{kTransposed})
+  if constexpr (kCount == 1)
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7}, "
+        "{%8, %9, %10, %11}, %12, p, 1, 1, %14;\n}\n"
+        : KLA_BLOCK(c[kFirst + 0])
+        : KLA_OPERANDS);
+  if constexpr (kCount == 2)
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, "
+        "%8, %9, %10, %11, %12, %13, %14, %15}, "
+        "{%16, %17, %18, %19}, %20, p, 1, 1, %22;\n}\n"
+        : KLA_BLOCK(c[kFirst + 0]), KLA_BLOCK(c[kFirst + 1])
+        : KLA_OPERANDS);
+  if constexpr (kCount == 3)
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %29, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, "
+        "%8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23}, "
+        "{%24, %25, %26, %27}, %28, p, 1, 1, %30;\n}\n"
+        : KLA_BLOCK(c[kFirst + 0]), KLA_BLOCK(c[kFirst + 1]), KLA_BLOCK(c[kFirst + 2])
+        : KLA_OPERANDS);
+  if constexpr (kCount == 4)
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, "
+        "%8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, "
+        "%24, %25, %26, %27, %28, %29, %30, %31}, "
+        "{%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}\n"
+        : KLA_BLOCK(c[kFirst + 0]), KLA_BLOCK(c[kFirst + 1]), KLA_BLOCK(c[kFirst + 2]),
+          KLA_BLOCK(c[kFirst + 3])
+        : KLA_OPERANDS);
+  if constexpr (kCount == 6)
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %53, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, "
+        "%8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, "
+        "%24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, "
+        "%40, %41, %42, %43, %44, %45, %46, %47}, "
+        "{%48, %49, %50, %51}, %52, p, 1, 1, %54;\n}\n"
+        : KLA_BLOCK(c[kFirst + 0]), KLA_BLOCK(c[kFirst + 1]), KLA_BLOCK(c[kFirst + 2]),
+          KLA_BLOCK(c[kFirst + 3]), KLA_BLOCK(c[kFirst + 4]), KLA_BLOCK(c[kFirst + 5])
+        : KLA_OPERANDS);
+#undef KLA_BLOCK
+#undef KLA_OPERANDS
+}
+
+#else  // compiled for another architecture too, where a launch must fail, not compute nothing
+
+__device__ inline void share_with_tensor_cores() {}
+__device__ inline void warpgroup_begin() {
+  __trap();
+}
+__device__ inline void warpgroup_commit() {}
+template <int kPending>
+__device__ inline void warpgroup_wait() {}
+template <int kFirst, int kCount, bool kTransposed, bool kAdd, class Block, int kAll>
+__device__ __forceinline__ void warpgroup_multiply(Block (&)[kAll], const uint32_t (&)[4],
+                                                   SharedOperand) {}
+
+#endif  // KLA_HAS_WGMMA
+
+}  // namespace kla::cuda
+
+#endif
