@@ -13,6 +13,7 @@
 // Warp w owns 16 tokens, w % 4, of one part, w / 4, of the key columns. Beyond 128 key
 // columns the whole is done once for each 128 of them, all sums over keys being carried along.
 #include "kernels/cuda/delta_chunk_backward.cuh"
+#include "kernels/cuda/delta_chunk_backward_wgmma.h"
 
 namespace kla::KLA_BACKEND {
 namespace {
@@ -63,20 +64,6 @@ __device__ __forceinline__ void gradient_chain(const BackwardMemory<T, kK>& m,
 }
 
 // ---- Sums over V -------------------------------------------------------------------------------
-
-// dV = beta N of 16 tokens and 16 columns of V to `dv`, and v . N.
-template <class T>
-__device__ __forceinline__ void value_gradient(float (&vN)[2], const OperandA<T>& N,
-                                               const OperandA<T>& v, const float* beta, T* dv,
-                                               int stride, int rows) {
-  Accumulator scaled;
-#pragma unroll
-  for (int e = 0; e < 8; ++e) {
-    vN[e / 2 % 2] += value(v, e) * value(N, e);
-    scaled[e] = beta[row_of(e)] * value(N, e);
-  }
-  store_global(dv, stride, rows, scaled);
-}
 
 // What 16 columns of V add, `v` the first of them; `dv` is their place in the gradient.
 template <class T, int kK>
@@ -154,21 +141,6 @@ __device__ __forceinline__ void walk_values(SumsOf<T, kK>& sums, const BackwardA
 }
 
 // ---- After the walk ----------------------------------------------------------------------------
-
-// Sum over the four lanes that hold a row.
-__device__ inline float sum_of_quad(float x) {
-  x += __shfl_xor_sync(kAllLanes, x, 1);
-  return x + __shfl_xor_sync(kAllLanes, x, 2);
-}
-
-// Sets the sums of 16 rows from what each lane has of rows g and g + 8.
-__device__ inline void set_row_sums(float* sums, int block, float upper, float lower) {
-  upper = sum_of_quad(upper);
-  lower = sum_of_quad(lower);
-  if (lane_index() % 4 != 0) return;
-  sums[block * kBlock + lane_index() / 4] = upper;
-  sums[block * kBlock + lane_index() / 4 + 8] = lower;
-}
 
 // dP -> B = s Gam o dP over P, and N X^T -> dA = -Gam o N X^T over Tg; Z = dP o P + dA o A.
 template <class T, int kK>
@@ -267,26 +239,6 @@ __device__ __forceinline__ void add_tokens(Accumulator (&c)[kBlocks], const Oper
   }
 }
 
-// Rows times their factors, which are zero where `decay`, D or E, is: selected where a document
-// boundary makes it so.
-template <int kBlocks, class Factor>
-__device__ __forceinline__ void scale_rows(Accumulator (&c)[kBlocks], const Gates& gates,
-                                           const float* decay, const Share& share,
-                                           Factor&& factor) {
-  const int first = share.i * kBlock;
-  if (gates.resets != 0) {
-#pragma unroll
-    for (int n = 0; n < kBlocks; ++n)
-#pragma unroll
-      for (int e = 0; e < 8; ++e)
-        if (decay[first + row_of(e)] == 0) c[n][e] = 0;
-  }
-#pragma unroll
-  for (int n = 0; n < kBlocks; ++n)
-#pragma unroll
-    for (int e = 0; e < 8; ++e) c[n][e] *= factor(first + row_of(e));
-}
-
 template <int kBlocks, class T>
 __device__ __forceinline__ void write_rows(T* to, const DeltaPointers<T>& in, const ChunkPlace& p,
                                            const Accumulator (&c)[kBlocks], const Share& share) {
@@ -311,7 +263,7 @@ __device__ __forceinline__ void query_gradient(SumsOf<T, kK>& sums, const Backwa
                                                const Share& share) {
   constexpr bool kEven = BackwardShape<T, kK>::kEven;
   add_row_dots<kEven>(m.sums->qdq[share.part], sums.dOS, m.q, share);
-  scale_rows(sums.dOS, *m.gates, m.gates->D, share,
+  scale_rows(sums.dOS, *m.gates, m.gates->D, share.i * kBlock,
              [&](int t) { return a.in.scale * m.gates->D[t]; });
   Tile<T> B = m.P.block(share.i, 0), k = m.k;
 #pragma unroll 1
@@ -332,8 +284,9 @@ __device__ __forceinline__ void add_state_terms(SumsOf<T, kK>& sums, const Backw
   const Gates& gates = *m.gates;
   add_row_dots<kEven>(m.sums->kdk[share.part], sums.XdS, m.k, share);
   add_row_dots<kEven>(m.sums->kM[share.part], sums.M, m.k, share);
-  scale_rows(sums.XdS, gates, gates.E, share, [&](int t) { return gates.E[t]; });
-  scale_rows(sums.M, gates, gates.D, share, [&](int t) { return -gates.D[t] * gates.beta[t]; });
+  scale_rows(sums.XdS, gates, gates.E, share.i * kBlock, [&](int t) { return gates.E[t]; });
+  scale_rows(sums.M, gates, gates.D, share.i * kBlock,
+             [&](int t) { return -gates.D[t] * gates.beta[t]; });
 #pragma unroll
   for (int n = 0; n < SumsOf<T, kK>::kBlocks; ++n)
 #pragma unroll
@@ -389,42 +342,15 @@ __device__ inline float2 two_of_all(const float (&parts)[kParts][kTokens], int t
   return sum;
 }
 
-// Equations (9) and (7.1), by one warp, two tokens a lane: dg sums x over i >= t and y over i < t.
-template <class T>
-__device__ __forceinline__ void write_scalars(const BackwardArgs<T>& a, const ChunkPlace& p,
-                                              const RowSums& sums, const Gates& gates) {
+__device__ inline TokenSums token_sums(const RowSums& sums) {
   const int lane = lane_index(), t = 2 * lane;
-  const float2 D = two(gates.D, t), E = two(gates.E, t), beta = two(gates.beta, t);
-  const float2 qdq = two_of_all(sums.qdq, t), kM = two_of_all(sums.kM, t);
-  const float2 kdk = two_of_all(sums.kdk, t), vN = two_of_all(sums.vN, t);
-  const float2 kdA = two_of_all(sums.kdA, t), rectangle = two(sums.rectangle, t);
-  const float2 x = {decayed(D.x, a.in.scale * qdq.x - beta.x * kM.x),
-                    decayed(D.y, a.in.scale * qdq.y - beta.y * kM.y)};
-  const float2 y = {decayed(E.x, kdk.x), decayed(E.y, kdk.y)};
-  float states = lane < kMostParts * kTokenBlocks ? sums.states[lane] : 0;
-  float from = x.x + x.y, before = y.x + y.y;  // over this lane's tokens and all after, before
-#pragma unroll
-  for (int distance = 1; distance < 32; distance *= 2) {
-    const float later = __shfl_down_sync(kAllLanes, from, distance);
-    const float earlier = __shfl_up_sync(kAllLanes, before, distance);
-    if (lane + distance < 32) from += later;
-    if (lane >= distance) before += earlier;
-    states += __shfl_xor_sync(kAllLanes, states, distance);
-  }
-  float after = __shfl_down_sync(kAllLanes, from, 1);
-  before = __shfl_up_sync(kAllLanes, before, 1);
-  if (lane == 31) after = 0;
-  if (lane == 0) before = 0;
-  const float through = decayed(gates.gamma, states);
-  const int64_t token = first_row(a.in, p) + int64_t{t} * a.in.H;
-  if (t < p.tokens) {
-    a.dg[token] = from + before + rectangle.x + through;
-    a.dbeta[token] = vN.x - decayed(D.x, kM.x) + kdA.x;
-  }
-  if (t + 1 < p.tokens) {
-    a.dg[token + a.in.H] = x.y + after + (before + y.x) + rectangle.y + through;
-    a.dbeta[token + a.in.H] = vN.y - decayed(D.y, kM.y) + kdA.y;
-  }
+  return {.qdq = two_of_all(sums.qdq, t),
+          .kM = two_of_all(sums.kM, t),
+          .kdk = two_of_all(sums.kdk, t),
+          .vN = two_of_all(sums.vN, t),
+          .kdA = two_of_all(sums.kdA, t),
+          .rectangle = two(sums.rectangle, t),
+          .states = lane < kMostParts * kTokenBlocks ? sums.states[lane] : 0};
 }
 
 // The gradients of one chunk. On entry its gates are made; with two stages, its keys, queries and
@@ -474,7 +400,7 @@ __device__ __forceinline__ void chunk_gradients(const BackwardArgs<T>& a, const 
   for (int lanes = 1; lanes < 32; lanes *= 2) states += __shfl_xor_sync(kAllLanes, states, lanes);
   if (lane_index() == 0) m.sums->states[warp] = states;
   __syncthreads();
-  if (warp == 0) write_scalars(a, p, *m.sums, *m.gates);
+  if (warp == 0) write_scalars(a, p, *m.gates, token_sums(*m.sums));
 }
 
 // A block takes every gridDim.x-th chunk. With two stages, the next one's first tiles and gates
@@ -525,15 +451,7 @@ void launch_backward(const Context& context, const DeltaChunkBackward& a) {
       return launch_backward<T, 128>(context, a);
   static_assert(BackwardShape<T, kK>::kFast || BackwardMemory<T, kK>::bytes() <= kSharedMemory);
   const int64_t B = a.in.q.dim(0), H = a.in.q.dim(2), NC = a.in.T_zero.dim(1);
-  const BackwardArgs<T> args{.in = delta_pointers<T>(a.in, a.in.v.dim(3)),
-                             .dq = pointer<T>(a.dq),
-                             .dk = pointer<T>(a.dk),
-                             .dv = pointer<T>(a.dv),
-                             .dbeta = pointer<float>(a.dbeta),
-                             .dg = pointer<float>(a.dg),
-                             .dout = pointer<T>(a.dout),
-                             .S_enter = pointer<T>(a.S_enter),
-                             .dS_leave = pointer<T>(a.dS_leave)};
+  const BackwardArgs<T> args = backward_args<T>(a);
   const int chunks = static_cast<int>(B * NC * H);
   launch(context, backward_kernel<T, kK>,
          Shape{.grid = dim3(static_cast<unsigned>(std::min(chunks, multiprocessors()))),
@@ -543,6 +461,8 @@ void launch_backward(const Context& context, const DeltaChunkBackward& a) {
 }
 
 void delta_chunk_backward(Context& context, const DeltaChunkBackward& a) {
+  if (chunk_backward_on_warpgroups(context, a.in.q.dim(3), a.in.v.dim(3)))
+    return delta_chunk_backward_wgmma(context, a);
   visit_head_dims(a.in.q.dim(3), a.in.v.dim(3), [&](auto width) {
     visit_compute(context, [&]<class T>(T) { launch_backward<T, width>(context, a); });
   });

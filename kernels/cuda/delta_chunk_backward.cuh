@@ -17,6 +17,19 @@ struct BackwardArgs {
   const T *dout, *S_enter, *dS_leave;
 };
 
+template <class T>
+BackwardArgs<T> backward_args(const DeltaChunkBackward& a) {
+  return {.in = delta_pointers<T>(a.in, a.in.v.dim(3)),
+          .dq = pointer<T>(a.dq),
+          .dk = pointer<T>(a.dk),
+          .dv = pointer<T>(a.dv),
+          .dbeta = pointer<float>(a.dbeta),
+          .dg = pointer<float>(a.dg),
+          .dout = pointer<T>(a.dout),
+          .S_enter = pointer<T>(a.S_enter),
+          .dS_leave = pointer<T>(a.dS_leave)};
+}
+
 template <class T, int kK>
 struct BackwardShape {
   static constexpr bool kFast = sizeof(T) == 2 && kK <= 96;  // what models are trained with
@@ -205,6 +218,97 @@ __device__ Share share_of(int warp, int first, int columns) {
           .count = left < 0         ? 0
                    : left < kBlocks ? left
                                     : kBlocks};
+}
+
+// What tokens 2 lane and 2 lane + 1 add to their scalars, and <dS, S>, of which lanes have parts.
+struct TokenSums {
+  float2 qdq, kM, kdk;  // q . (dO S), k . (N S), k . (X dS)
+  float2 vN, kdA;       // v . N, k . (dA K)
+  float2 rectangle;     // sum of Z_ij over i >= t, j < t
+  float states;
+};
+
+// Equations (9) and (7.1), by one warp: dg sums x over i >= t and y over i < t.
+template <class T>
+__device__ __forceinline__ void write_scalars(const BackwardArgs<T>& a, const ChunkPlace& p,
+                                              const Gates& gates, TokenSums s) {
+  const int lane = lane_index(), t = 2 * lane;
+  const float2 D = *reinterpret_cast<const float2*>(gates.D + t);
+  const float2 E = *reinterpret_cast<const float2*>(gates.E + t);
+  const float2 beta = *reinterpret_cast<const float2*>(gates.beta + t);
+  const float2 x = {decayed(D.x, a.in.scale * s.qdq.x - beta.x * s.kM.x),
+                    decayed(D.y, a.in.scale * s.qdq.y - beta.y * s.kM.y)};
+  const float2 y = {decayed(E.x, s.kdk.x), decayed(E.y, s.kdk.y)};
+  float from = x.x + x.y, before = y.x + y.y;  // over this lane's tokens and all after, before
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const float later = __shfl_down_sync(kAllLanes, from, distance);
+    const float earlier = __shfl_up_sync(kAllLanes, before, distance);
+    if (lane + distance < 32) from += later;
+    if (lane >= distance) before += earlier;
+    s.states += __shfl_xor_sync(kAllLanes, s.states, distance);
+  }
+  float after = __shfl_down_sync(kAllLanes, from, 1);
+  before = __shfl_up_sync(kAllLanes, before, 1);
+  if (lane == 31) after = 0;
+  if (lane == 0) before = 0;
+  const float through = decayed(gates.gamma, s.states);
+  const int64_t token = first_row(a.in, p) + int64_t{t} * a.in.H;
+  if (t < p.tokens) {
+    a.dg[token] = from + before + s.rectangle.x + through;
+    a.dbeta[token] = s.vN.x - decayed(D.x, s.kM.x) + s.kdA.x;
+  }
+  if (t + 1 < p.tokens) {
+    a.dg[token + a.in.H] = x.y + after + (before + y.x) + s.rectangle.y + through;
+    a.dbeta[token + a.in.H] = s.vN.y - decayed(D.y, s.kM.y) + s.kdA.y;
+  }
+}
+
+// Sum over the four lanes that hold a row.
+__device__ inline float sum_of_quad(float x) {
+  x += __shfl_xor_sync(kAllLanes, x, 1);
+  return x + __shfl_xor_sync(kAllLanes, x, 2);
+}
+
+// Sets the sums of 16 rows from what each lane has of rows g and g + 8.
+__device__ inline void set_row_sums(float* sums, int block, float upper, float lower) {
+  upper = sum_of_quad(upper);
+  lower = sum_of_quad(lower);
+  if (lane_index() % 4 != 0) return;
+  sums[block * kBlock + lane_index() / 4] = upper;
+  sums[block * kBlock + lane_index() / 4 + 8] = lower;
+}
+
+// dV = beta N of 16 tokens and 16 columns of V to `dv`, and v . N.
+template <class T>
+__device__ __forceinline__ void value_gradient(float (&vN)[2], const OperandA<T>& N,
+                                               const OperandA<T>& v, const float* beta, T* dv,
+                                               int stride, int rows) {
+  Accumulator scaled;
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    vN[e / 2 % 2] += value(v, e) * value(N, e);
+    scaled[e] = beta[row_of(e)] * value(N, e);
+  }
+  store_global(dv, stride, rows, scaled);
+}
+
+// Rows times their factors, which are zero where `decay`, D or E, is: selected where a document
+// boundary makes it so. `first` is the first of the 16 tokens.
+template <int kBlocks, class Factor>
+__device__ __forceinline__ void scale_rows(Accumulator (&c)[kBlocks], const Gates& gates,
+                                           const float* decay, int first, Factor&& factor) {
+  if (gates.resets != 0) {
+#pragma unroll
+    for (int n = 0; n < kBlocks; ++n)
+#pragma unroll
+      for (int e = 0; e < 8; ++e)
+        if (decay[first + row_of(e)] == 0) c[n][e] = 0;
+  }
+#pragma unroll
+  for (int n = 0; n < kBlocks; ++n)
+#pragma unroll
+    for (int e = 0; e < 8; ++e) c[n][e] *= factor(first + row_of(e));
 }
 
 }  // namespace kla::KLA_BACKEND

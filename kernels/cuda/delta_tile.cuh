@@ -349,17 +349,17 @@ __device__ __forceinline__ void forget(Block (&blocks)[kCount], const Gates& gat
 }
 
 // beta o Y of the 16 columns of V from `column`, transposed, with Y = V - D R; R forgot.
-template <class T>
-__device__ __forceinline__ OperandA<T> weighted_errors(const Accumulator& R, const Tile<T>& v,
-                                                       int column, int j, const Gates& gates) {
-  const OperandA<T> values = load_a_transposed(v, column, j * kBlock);
+template <class AnyTile>
+__device__ __forceinline__ auto weighted_errors(const Accumulator& R, const AnyTile& v, int column,
+                                                int j, const Gates& gates) {
+  const auto values = load_a_transposed(v, column, j * kBlock);
   Accumulator y;
 #pragma unroll
   for (int e = 0; e < 8; ++e) {
     const int t = j * kBlock + column_of(e);
     y[e] = gates.beta[t] * (value(values, e) - gates.D[t] * R[e]);
   }
-  return operand<T>(y);
+  return operand<typename AnyTile::Element>(y);
 }
 
 // Block i of X = Tg (beta o Y), transposed: sum over j <= i of Yb_j^T Tg_ij^T.

@@ -53,6 +53,7 @@ __host__ __device__ constexpr int padded(int columns) {
 // Rows of shared memory.
 template <class T>
 struct Tile {
+  using Element = T;
   T* data;
   int stride;
   __device__ T* at(int row, int column) const { return data + row * stride + column; }
@@ -62,6 +63,7 @@ struct Tile {
 // a product of a warpgroup reads (wgmma.cuh).
 template <int kColumns>
 struct CoreTile {
+  using Element = bfloat16;
   static constexpr int kCore = 64, kRowOfCores = kColumns / 8 * kCore;  // elements
   bfloat16* data;
   __device__ bfloat16* at(int row, int column) const {

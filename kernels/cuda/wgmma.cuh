@@ -119,6 +119,43 @@ __device__ __forceinline__ void warpgroup_multiply(Block (&c)[kAll], const uint3
         : KLA_BLOCK(c[kFirst + 0]), KLA_BLOCK(c[kFirst + 1]), KLA_BLOCK(c[kFirst + 2]),
           KLA_BLOCK(c[kFirst + 3]), KLA_BLOCK(c[kFirst + 4]), KLA_BLOCK(c[kFirst + 5])
         : KLA_OPERANDS);
+#undef KLA_OPERANDS
+}
+
+// The same with the left operand in shared memory: 64 rows along the cores' n.
+template <int kCount, bool kTransposedA, bool kTransposedB, bool kAdd, class Block>
+__device__ __forceinline__ void warpgroup_multiply(Block (&c)[kCount], SharedOperand a,
+                                                   SharedOperand b) {
+  constexpr int kFirst = 0;
+#define KLA_OPERANDS \
+  "l"(a.bits), "l"(b.bits), "n"(int{kAdd}), "n"(int{kTransposedA}), "n"(int{kTransposedB})
+  if constexpr (kCount == 4)
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, "
+        "%8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, "
+        "%24, %25, %26, %27, %28, %29, %30, %31}, "
+        "%32, %33, p, 1, 1, %35, %36;\n}\n"
+        : KLA_BLOCK(c[kFirst + 0]), KLA_BLOCK(c[kFirst + 1]), KLA_BLOCK(c[kFirst + 2]),
+          KLA_BLOCK(c[kFirst + 3])
+        : KLA_OPERANDS);
+  if constexpr (kCount == 6)
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %50, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, "
+        "%8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, "
+        "%24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, "
+        "%40, %41, %42, %43, %44, %45, %46, %47}, "
+        "%48, %49, p, 1, 1, %51, %52;\n}\n"
+        : KLA_BLOCK(c[kFirst + 0]), KLA_BLOCK(c[kFirst + 1]), KLA_BLOCK(c[kFirst + 2]),
+          KLA_BLOCK(c[kFirst + 3]), KLA_BLOCK(c[kFirst + 4]), KLA_BLOCK(c[kFirst + 5])
+        : KLA_OPERANDS);
+  static_assert(kCount == 4 || kCount == 6);
 #undef KLA_BLOCK
 #undef KLA_OPERANDS
 }

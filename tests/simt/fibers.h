@@ -63,16 +63,23 @@ struct AsyncCopy {
   int group;           // of this thread, counted by commits
 };
 
-// A product of a warpgroup under way, as one thread sees it: rows g and g + 8 of its warp's left
-// operand, the right operand in shared memory, and blocks of 8 accumulators each.
+// Cores of 8x8 16-bit elements in shared memory (kernels/cuda/wgmma.cuh).
+struct SharedOperand {
+  const unsigned char* first = nullptr;
+  int k_bytes = 0, n_bytes = 0;
+};
+struct CoreMatrix : SharedOperand {
+  bool transposed = false;
+};
+
+// A product of a warpgroup under way, as one thread sees it: blocks of 8 accumulators each, rows g
+// and g + 8 of its warp's left operand unless that is in shared memory, the right operand.
 struct WarpgroupProduct {
   float* c;
   int blocks;
   bool add;
   float a[2][16];
-  const unsigned char* b;
-  int k_bytes, n_bytes;
-  bool transposed;
+  CoreMatrix shared_a, b;
   int group;  // of this thread, counted by commits
 };
 // Accumulators that such products have, and how many of them.

@@ -9,6 +9,7 @@
 namespace kla::simt {
 namespace {
 
+using fibers::CoreMatrix;
 using fibers::Site;
 using fibers::Thread;
 using fibers::Warp;
@@ -53,27 +54,34 @@ WarpgroupBlock& lent(Thread& t, float* c) {
   return t.blocks.emplace_back(block);
 }
 
-float b_at(const WarpgroupProduct& p, int k, int n) {
-  const unsigned char* core = p.b + k / 8 * p.k_bytes + n / 8 * p.n_bytes;
-  return bf16_at(core + (p.transposed ? k % 8 * 16 + n % 8 * 2 : n % 8 * 16 + k % 8 * 2));
+float at(const CoreMatrix& m, int k, int n) {
+  const unsigned char* core = m.first + k / 8 * m.k_bytes + n / 8 * m.n_bytes;
+  return bf16_at(core + (m.transposed ? k % 8 * 16 + n % 8 * 2 : n % 8 * 16 + k % 8 * 2));
 }
 
-void check_operand(const WarpgroupProduct& p, const Site& site) {
-  for (int k = 0; k < 2; ++k)
-    for (int n = 0; n < 2 * p.blocks; ++n)
+void check(const CoreMatrix& m, int columns, const Site& site) {
+  for (int k = 0; k < 16; k += 8)
+    for (int n = 0; n < columns; n += 8)
       for (int row = 0; row < 8; ++row)
-        fibers::check_shared_row(p.b + k * p.k_bytes + n * p.n_bytes + row * 16, site);
+        fibers::check_shared_row(m.first + k / 8 * m.k_bytes + n / 8 * m.n_bytes + row * 16, site);
 }
 
-void compute(Thread& t, const WarpgroupProduct& p, const Site& site) {
-  if (t.lane == 0) check_operand(p, site);
-  const int column = t.lane % 4 * 2;
+void compute(Thread& t, WarpgroupProduct p, const Site& site) {
+  if (t.lane == 0) {
+    check(p.b, 16 * p.blocks, site);
+    if (p.shared_a.first) check(p.shared_a, 64, site);
+  }
+  if (p.shared_a.first)
+    for (int half = 0; half < 2; ++half)
+      for (int k = 0; k < 16; ++k)
+        p.a[half][k] =
+            at(p.shared_a, k, static_cast<int>(t.index.x) / 32 % 4 * 16 + t.lane / 4 + 8 * half);
   for (int block = 0; block < p.blocks; ++block) {
     WarpgroupBlock& c = lent(t, p.c + 8 * block);
     for (int e = 0; e < 8; ++e) {
-      const int n = block * 16 + e / 4 * 8 + column + e % 2;
+      const int n = block * 16 + e / 4 * 8 + t.lane % 4 * 2 + e % 2;
       float sum = p.add ? c.value[e] : 0;
-      for (int k = 0; k < 16; ++k) sum += p.a[e / 2 % 2][k] * b_at(p, k, n);
+      for (int k = 0; k < 16; ++k) sum += p.a[e / 2 % 2][k] * at(p.b, k, n);
       c.value[e] = sum;
     }
     --c.products;
@@ -82,21 +90,21 @@ void compute(Thread& t, const WarpgroupProduct& p, const Site& site) {
 
 }  // namespace
 
-void warpgroup_product(float* c, int blocks, bool add, const uint32_t (&a)[4], SharedOperand b,
-                       bool transposed, const Site& site) {
+void warpgroup_product(float* c, int blocks, bool add, const uint32_t (*a)[4],
+                       const CoreMatrix& shared_a, const CoreMatrix& b, const Site& site) {
   Thread& t = fibers::running(site);
-  std::memcpy(t.warp->brought<LeftOperand>(t.lane).a, a, sizeof(a));
-  fibers::meet(Warp::kAll, site, take_rows);
   WarpgroupProduct p{.c = c,
                      .blocks = blocks,
                      .add = add,
                      .a = {},
-                     .b = b.first,
-                     .k_bytes = b.k_bytes,
-                     .n_bytes = b.n_bytes,
-                     .transposed = transposed,
+                     .shared_a = shared_a,
+                     .b = b,
                      .group = t.open_products};
-  std::memcpy(p.a, t.warp->taken<LeftRows>(t.lane).row, sizeof(p.a));
+  if (a) {
+    std::memcpy(t.warp->brought<LeftOperand>(t.lane).a, *a, sizeof(*a));
+    fibers::meet(Warp::kAll, site, take_rows);
+    std::memcpy(p.a, t.warp->taken<LeftRows>(t.lane).row, sizeof(p.a));
+  }
   t.products.push_back(p);
   for (int block = 0; block < blocks; ++block) ++lent(t, c + 8 * block).products;
 }

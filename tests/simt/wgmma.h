@@ -9,10 +9,7 @@
 
 namespace kla::simt {
 
-struct SharedOperand {
-  const unsigned char* first;
-  int k_bytes, n_bytes;
-};
+using fibers::SharedOperand;
 inline SharedOperand shared_operand(const void* first, int k_bytes, int n_bytes) {
   return {static_cast<const unsigned char*>(first), k_bytes, n_bytes};
 }
@@ -30,13 +27,20 @@ void warpgroup_wait(KLA_SIMT_PLACE) {
   warpgroup_wait_pending(kPending, {"warpgroup_wait", place});
 }
 
-// `c` points to `blocks` blocks of 8 accumulators.
-void warpgroup_product(float* c, int blocks, bool add, const uint32_t (&a)[4], SharedOperand b,
-                       bool transposed, const fibers::Site&);
+// `c` points to `blocks` blocks of 8 accumulators; one of the left operands is given.
+void warpgroup_product(float* c, int blocks, bool add, const uint32_t (*a)[4],
+                       const fibers::CoreMatrix& shared_a, const fibers::CoreMatrix& b,
+                       const fibers::Site&);
 template <int kFirst, int kCount, bool kTransposed, bool kAdd, class Block, int kAll>
 void warpgroup_multiply(Block (&c)[kAll], const uint32_t (&a)[4], SharedOperand b, KLA_SIMT_PLACE) {
   static_assert(kFirst + kCount <= kAll && sizeof(Block) == 8 * sizeof(float));
-  warpgroup_product(&c[kFirst].x[0][0], kCount, kAdd, a, b, kTransposed,
+  warpgroup_product(&c[kFirst].x[0][0], kCount, kAdd, &a, {}, {b, kTransposed},
+                    {"warpgroup_multiply", place});
+}
+template <int kCount, bool kTransposedA, bool kTransposedB, bool kAdd, class Block>
+void warpgroup_multiply(Block (&c)[kCount], SharedOperand a, SharedOperand b, KLA_SIMT_PLACE) {
+  static_assert(sizeof(Block) == 8 * sizeof(float));
+  warpgroup_product(&c[0].x[0][0], kCount, kAdd, nullptr, {a, kTransposedA}, {b, kTransposedB},
                     {"warpgroup_multiply", place});
 }
 

@@ -1,0 +1,110 @@
+// What the delta-rule kernels on warpgroups share: tiles in 8x8 cores, their copies, and the
+// products of 64 rows (wgmma.cuh). The same bytes of a tile serve as [rows][columns] and as its
+// transpose.
+#pragma once
+
+#include "kernels/cuda/delta_tile.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+namespace kla::KLA_BACKEND {
+
+constexpr int kCoreBytes = 128;
+
+// Bytes from one row of cores to the next.
+template <int kColumns>
+constexpr int row_bytes(CoreTile<kColumns>) {
+  return 2 * CoreTile<kColumns>::kRowOfCores;
+}
+
+// A tile as operand of a product, from its 16 rows or columns number i on: the summed index runs
+// along the columns of the tile, or (transposed) along its rows.
+template <int kColumns>
+__device__ __forceinline__ SharedOperand along_columns(const CoreTile<kColumns>& tile, int i) {
+  return advanced(shared_operand(tile.data, kCoreBytes, row_bytes(tile)), 2 * i * kCoreBytes);
+}
+template <int kColumns>
+__device__ __forceinline__ SharedOperand along_rows(const CoreTile<kColumns>& tile, int i) {
+  return advanced(shared_operand(tile.data, row_bytes(tile), kCoreBytes), 2 * i * row_bytes(tile));
+}
+
+// A lower triangle as one [64][64] tile.
+struct CoreTriangle {
+  bfloat16* data;
+  __device__ CoreTile<kTokens> all() const { return {data}; }
+  __device__ CoreTile<kTokens> block(int i, int j) const {
+    return {all().at(i * kBlock, j * kBlock)};
+  }
+  __device__ CoreTile<kTokens> block(int index) const {
+    const BlockIndex b(index);
+    return block(b.i, b.j);
+  }
+};
+
+// kColumns columns of 64 rows, `stride` apart; zeros beyond `rows` and `columns`. Eight
+// neighbouring threads fill one core.
+template <int kThreads, int kColumns>
+__device__ __forceinline__ void copy_cores(const CoreTile<kColumns>& to, const bfloat16* from,
+                                           int stride, int rows, int columns) {
+  constexpr int kPieces = kColumns / 8;
+  constexpr int kPass = kThreads / (8 * kPieces) * 8;  // rows at once
+  const int thread = static_cast<int>(threadIdx.x);
+  const int row = thread / (8 * kPieces) * 8 + thread % 8, column = thread / 8 % kPieces * 8;
+  if (row >= kPass) return;
+  const int valid = column < columns ? rows : 0;
+  bfloat16* shared = to.at(row, column);
+  const bfloat16* global = from + int64_t{row} * stride + column;
+#pragma unroll
+  for (int r = 0; r < kTokens; r += kPass)
+    if (row + r < kTokens)
+      cp_async_16(shared + r / 8 * CoreTile<kColumns>::kRowOfCores, global + int64_t{r} * stride,
+                  row + r < valid);
+}
+
+template <int kBlocks>
+__device__ __forceinline__ void round_blocks(const Accumulator (&c)[kBlocks],
+                                             OperandA<bfloat16> (&a)[kBlocks]) {
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) a[i] = operand<bfloat16>(c[i]);
+}
+
+__device__ __forceinline__ void scale_columns(Accumulator (&c)[kTokenBlocks], const float* factor,
+                                              float scale) {
+#pragma unroll
+  for (int i = 0; i < kTokenBlocks; ++i)
+#pragma unroll
+    for (int e = 0; e < 8; ++e) c[i][e] *= scale * factor[i * kBlock + column_of(e)];
+}
+
+// c += a tokens: the sum over the 64 rows of a tile.
+template <int kBlocks>
+__device__ __forceinline__ void add_rows(Accumulator (&c)[kBlocks],
+                                         const OperandA<bfloat16> (&a)[kTokenBlocks],
+                                         const CoreTile<kBlocks * kBlock>& tokens) {
+#pragma unroll
+  for (int i = 0; i < kTokenBlocks; ++i)
+    warpgroup_multiply<0, kBlocks, true, true>(c, a[i].x, along_rows(tokens, i));
+}
+
+// Block i of c sums a_j lower_ij^T over j <= i, transposed; blocks above are left out.
+template <bool kAdd>
+__device__ __forceinline__ void multiply_lower(Accumulator (&c)[kTokenBlocks],
+                                               const OperandA<bfloat16> (&a)[kTokenBlocks],
+                                               const CoreTriangle& lower) {
+  static_assert(kTokenBlocks == 4);
+  warpgroup_multiply<0, 4, false, kAdd>(c, a[0].x, along_columns(lower.block(0, 0), 0));
+  warpgroup_multiply<1, 3, false, true>(c, a[1].x, along_columns(lower.block(1, 1), 0));
+  warpgroup_multiply<2, 2, false, true>(c, a[2].x, along_columns(lower.block(2, 2), 0));
+  warpgroup_multiply<3, 1, false, true>(c, a[3].x, along_columns(lower.block(3, 3), 0));
+}
+// Block j of c sums a_i lower_ij over i >= j.
+template <bool kAdd>
+__device__ __forceinline__ void multiply_upper(Accumulator (&c)[kTokenBlocks],
+                                               const OperandA<bfloat16> (&a)[kTokenBlocks],
+                                               const CoreTriangle& lower) {
+  warpgroup_multiply<0, 4, true, kAdd>(c, a[3].x, along_rows(lower.block(3, 0), 0));
+  warpgroup_multiply<0, 3, true, true>(c, a[2].x, along_rows(lower.block(2, 0), 0));
+  warpgroup_multiply<0, 2, true, true>(c, a[1].x, along_rows(lower.block(1, 0), 0));
+  warpgroup_multiply<0, 1, true, true>(c, a[0].x, along_rows(lower.block(0, 0), 0));
+}
+
+}  // namespace kla::KLA_BACKEND
