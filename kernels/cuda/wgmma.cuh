@@ -172,6 +172,9 @@ __device__ inline void warpgroup_wait() {}
 template <int kFirst, int kCount, bool kTransposed, bool kAdd, class Block, int kAll>
 __device__ __forceinline__ void warpgroup_multiply(Block (&)[kAll], const uint32_t (&)[4],
                                                    SharedOperand) {}
+template <int kCount, bool kTransposedA, bool kTransposedB, bool kAdd, class Block>
+__device__ __forceinline__ void warpgroup_multiply(Block (&)[kCount], SharedOperand,
+                                                   SharedOperand) {}
 
 #endif  // KLA_HAS_WGMMA
 
