@@ -145,8 +145,7 @@ __device__ __forceinline__ void walk_values(SumsOf<T, kK>& sums, const BackwardA
 // dP -> B = s Gam o dP over P, and N X^T -> dA = -Gam o N X^T over Tg; Z = dP o P + dA o A.
 template <class T, int kK>
 __device__ __forceinline__ void make_squares(const SumsOf<T, kK>& sums,
-                                             const BackwardMemory<T, kK>& m, const Share& share,
-                                             float scale) {
+                                             const BackwardMemory<T, kK>& m, float scale) {
   using Layout = BackwardShape<T, kK>;
   const int thread = thread_index();  // anew: addresses kept from before the walk would spill
   const int lane = thread % 32, warp = thread / 32;
@@ -164,19 +163,21 @@ __device__ __forceinline__ void make_squares(const SumsOf<T, kK>& sums,
       if (pass == 0) P = load_a(tile, 0, 0);
       if (pass == 1) kk = product_abt<kK>(m.k, block.i, m.k, block.j);
       float upper = 0, lower = 0;  // rows of dA o K K^T
+      const TwoRows rows = two_rows(*m.gates, block.i * kBlock);
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
-        const int i = block.i * kBlock + row_of(e, lane), j = block.j * kBlock + column_of(e, lane);
-        const bool reaches = m.gates->reaches(i, j);
+        const Gates::Row& i = rows.of(e);
+        const int j = block.j * kBlock + column_of(e, lane);
+        const bool reaches = i.reaches(j);
         const float Gam = m.gates->between(i, j), x = sums.square[s][e];
         float& z = Z[row_of(e, lane) * kZStride + column_of(e, lane)];
         if (pass == 0) {
-          z = j < i ? x * value(P, e) : 0;
+          z = j < i.token ? x * value(P, e) : 0;
           result[e] = reaches ? scale * Gam * x : 0;
         } else {
-          result[e] = reaches && j < i ? -Gam * x : 0;
+          result[e] = reaches && j < i.token ? -Gam * x : 0;
           const float part = result[e] * kk[e];
-          z += m.gates->beta[i] * part;
+          z += m.gates->beta[i.token] * part;
           (e / 2 % 2 ? lower : upper) += part;
         }
       }
@@ -391,7 +392,7 @@ __device__ __forceinline__ void chunk_gradients(const BackwardArgs<T>& a, const 
     add_states(m.sums->states[warp], sums.states);
     set_row_sums(m.sums->vN[share.part], share.i, sums.vN[0], sums.vN[1]);
     add_state_terms(sums, m, share);
-    make_squares(sums, m, share, a.in.scale);
+    make_squares(sums, m, a.in.scale);
     sum_rectangles(m.Z(), m.sums->rectangle);
     if (!Layout::kKeepQ) {
       __syncthreads();

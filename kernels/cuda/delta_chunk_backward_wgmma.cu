@@ -1,13 +1,13 @@
 // The chunk backward (delta_chunk_backward.cu states the mathematics) on three warpgroups, for what
 // models are trained with. V is walked in tiles of 64 columns; in each,
 //
-//   group 0:  R = K S, Y = V - D R, X = Tg (beta o Y)     then adds  dO S,  dP = dO X^T
+//   group 0:  R = K S, Y = V - D R, X = Tg (beta o Y)     then adds  dO S,  and dV, v . N
 //   group 1:  dX = P^T dO + E (K dS), N = Tg^T dX         then adds  N S,   N X^T
-//   group 2:  <dS, S>                                     then adds  X dS,  dV, v . N
+//   group 2:  the next tile, <dS, S>                      then adds  X dS,  dP = dO X^T
 //
 // The chains are transposed and leave X^T and N^T in shared memory; a sum over V is a product of a
 // whole group, out of shared memory into the [64 x K] and [64 x 64] accumulators that a group keeps
-// through the walk. Behind it, with B = s Gam o dP and dA = -Gam o N X^T,
+// through the walk. Behind it, with B = s Gam o dP (group 2) and dA = -Gam o N X^T (group 1),
 //
 //   group 0:  dQ = s D (dO S) + B K        group 1:  -D beta (N S) + beta o (dA K), handed to
 //   group 2:  dK = that + E (X dS) + B^T Q + (beta o dA)^T K.
@@ -52,6 +52,7 @@ struct Memory {
   bfloat16 *k, *q, *inverse, *P, *stages, *chains;
   Gates* gates;
   ChunkSums* sums;
+  ChunkPlace* place;  // of this chunk: four registers less through the products
 
   __device__ explicit Memory(SharedMemory& shared) {
     k = shared.array<bfloat16>(2 * kKeyElements);
@@ -59,9 +60,10 @@ struct Memory {
     inverse = shared.array<bfloat16>(2 * kSquareElements);
     P = shared.array<bfloat16>(kSquareElements);
     stages = shared.array<bfloat16>(2 * kStageElements);
-    chains = shared.array<bfloat16>(2 * kZElements);  // X^T and N^T, then Z of group 0
+    chains = shared.array<bfloat16>(2 * kZElements);  // X^T and N^T, then Z of group 2
     gates = shared.array<Gates>(2);
     sums = shared.array<ChunkSums>(1);
+    place = shared.array<ChunkPlace>(1);
   }
   static size_t bytes() {
     SharedSize size;
@@ -73,6 +75,7 @@ struct Memory {
     size.array<bfloat16>(2 * kZElements);
     size.array<Gates>(2);
     size.array<ChunkSums>(1);
+    size.array<ChunkPlace>(1);
     return size.bytes();
   }
 
@@ -96,8 +99,10 @@ struct Memory {
   __device__ SquareTile N() const { return {chains + kSquareElements}; }
 };
 
-// Brings the tiles: of a chunk keys, queries and T0, of a tile of V the states and values.
+// Group 2 brings the tiles, while the others are at their chains: of a chunk keys, queries and T0,
+// of a tile of V the states and values. Copies know their thread anew: products need the registers.
 struct Feed {
+  static constexpr int kThreads = 128;
   const BackwardArgs<bfloat16>& a;
   const Memory& memory;
 
@@ -106,23 +111,37 @@ struct Feed {
     return chunk_place(a.in, n / a.in.NC, n % a.in.NC, chunk % a.in.H);
   }
   __device__ void head(int turn, const ChunkPlace& p) const {
+    const int thread = thread_index() % kThreads;
     const Memory::Head to = memory.head(turn);
     const DeltaPointers<bfloat16>& in = a.in;
     const int64_t row = first_row(in, p) * in.K;
-    copy_cores<kThreads>(to.k, in.k + row, in.H * in.K, p.tokens, in.K);
-    copy_cores<kThreads>(to.q, in.q + row, in.H * in.K, p.tokens, in.K);
-    copy_triangle(to.inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, warp_index(),
-                  kThreads / 32, lane_index());
+    copy_cores<kThreads>(to.k, in.k + row, in.H * in.K, p.tokens, in.K, thread);
+    copy_cores<kThreads>(to.q, in.q + row, in.H * in.K, p.tokens, in.K, thread);
+    copy_triangle(to.inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, thread / 32,
+                  kThreads / 32, thread % 32);
   }
   __device__ void tile(int count, const ChunkPlace& p, int n) const {
+    const int thread = thread_index() % kThreads;
     const Memory::VTile to = memory.tile(count);
     const int K = a.in.K, V = a.in.V;
     const int64_t state = (chunk_index(a.in, p) * V + n * kVTile) * K;
     const int64_t row = first_row(a.in, p) * V + n * kVTile;
-    copy_cores<kThreads>(to.S, a.S_enter + state, K, kVTile, K);
-    copy_cores<kThreads>(to.dS, a.dS_leave + state, K, kVTile, K);
-    copy_cores<kThreads>(to.v, a.in.v + row, a.in.H * V, p.tokens, kVTile);
-    copy_cores<kThreads>(to.dout, a.dout + row, a.in.H * V, p.tokens, kVTile);
+    copy_cores<kThreads>(to.S, a.S_enter + state, K, kVTile, K, thread);
+    copy_cores<kThreads>(to.dS, a.dS_leave + state, K, kVTile, K, thread);
+    copy_cores<kThreads>(to.v, a.in.v + row, a.in.H * V, p.tokens, kVTile, thread);
+    copy_cores<kThreads>(to.dout, a.dout + row, a.in.H * V, p.tokens, kVTile, thread);
+  }
+  // The next tile but `n` of the chunk at p, or the head and first tile of the next chunk.
+  __device__ void after(int turn, int n, const ChunkPlace& p, int next_chunk, int chunks) const {
+    const int tiles = a.in.V / kVTile, count = turn * tiles + n + 1;
+    if (n + 1 < tiles) {
+      tile(count, p, n + 1);
+    } else if (next_chunk < chunks) {
+      const ChunkPlace next = place(next_chunk);
+      head(turn + 1, next);
+      tile(count, next, 0);
+    }
+    cp_async_commit();
   }
 };
 
@@ -243,23 +262,30 @@ __device__ __forceinline__ void write_rows(bfloat16* to, const DeltaPointers<bfl
     store_global(rows + n * kBlock, in.H * in.K, n * kBlock < in.K ? p.tokens - row : 0, c[n]);
 }
 
-// dP -> B = s Gam o dP, in registers and over P, and Z = dP o P.
-__device__ __forceinline__ void make_B(Accumulator (&dP)[kTokenBlocks],
-                                       OperandA<bfloat16> (&B)[kTokenBlocks], float* Z,
+// Where element e of a block lies in Z, from the lane's first element on.
+__device__ constexpr int z_offset(int e) {
+  return e / 2 % 2 * 8 * kZStride + e % 2 + e / 4 * 8;
+}
+
+// dP -> B = s Gam o dP, over P, and Z = dP o P.
+__device__ __forceinline__ void make_B(const Accumulator (&dP)[kTokenBlocks], float* Z,
                                        const Memory::Head& m, int row, float scale) {
+  const TwoRows rows = two_rows(*m.gates, row);
+  float* place = Z + (row + row_of(0)) * kZStride + column_of(0);
 #pragma unroll
   for (int j = 0; j < kTokenBlocks; ++j) {
     const SquareTile tile = {m.P.all().at(row, j * kBlock)};
     const OperandA<bfloat16> P = load_a(tile, 0, 0);
+    Accumulator B;
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
-      const int t = row + row_of(e), u = j * kBlock + column_of(e);
-      Z[t * kZStride + u] = u < t ? dP[j][e] * value(P, e) : 0;
-      dP[j][e] = m.gates->reaches(t, u) ? scale * m.gates->between(t, u) * dP[j][e] : 0;
+      const Gates::Row& t = rows.of(e);
+      const int u = j * kBlock + column_of(e);
+      place[j * kBlock + z_offset(e)] = u < t.token ? dP[j][e] * value(P, e) : 0;
+      B[e] = t.reaches(u) ? scale * m.gates->between(t, u) * dP[j][e] : 0;
     }
     __syncwarp();
-    store(tile, 0, 0, dP[j]);
-    B[j] = operand<bfloat16>(dP[j]);
+    store(tile, 0, 0, B);
   }
 }
 
@@ -269,18 +295,21 @@ __device__ __forceinline__ void make_dA(Accumulator (&NX)[kTokenBlocks],
                                         const Accumulator (&KK)[kTokenBlocks],
                                         OperandA<bfloat16> (&dA)[kTokenBlocks], float* Z,
                                         float* kdA, const Memory::Head& m, int row) {
-  const Gates& gates = *m.gates;
+  const TwoRows rows = two_rows(*m.gates, row);
+  const float beta[2] = {m.gates->beta[rows.row[0].token], m.gates->beta[rows.row[1].token]};
+  float* place = Z + (row + row_of(0)) * kZStride + column_of(0);
   float upper = 0, lower = 0;
 #pragma unroll
   for (int j = 0; j < kTokenBlocks; ++j) {
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
-      const int t = row + row_of(e), u = j * kBlock + column_of(e);
-      const float x = gates.reaches(t, u) && u < t ? -gates.between(t, u) * NX[j][e] : 0;
+      const Gates::Row& t = rows.of(e);
+      const int u = j * kBlock + column_of(e);
+      const float x = t.reaches(u) && u < t.token ? -m.gates->between(t, u) * NX[j][e] : 0;
       const float part = x * KK[j][e];
       (e / 2 % 2 ? lower : upper) += part;
-      Z[t * kZStride + u] = gates.beta[t] * part;
-      NX[j][e] = gates.beta[t] * x;
+      place[j * kBlock + z_offset(e)] = beta[e / 2 % 2] * part;
+      NX[j][e] = beta[e / 2 % 2] * x;
     }
     store(m.inverse.all(), row, j * kBlock, NX[j]);
     dA[j] = operand<bfloat16>(NX[j]);
@@ -330,61 +359,66 @@ struct Chunk {
   __device__ __forceinline__ float* spare() const {
     return reinterpret_cast<float*>(memory.stage(count(tiles() - 1)));
   }
-  __device__ __forceinline__ float* Z0() const { return reinterpret_cast<float*>(memory.chains); }
+  __device__ __forceinline__ float* Z2() const { return reinterpret_cast<float*>(memory.chains); }
 
-  // Tile by tile: enter(n) brings it and asks for the next, then the chains, then the sums.
-  template <class Enter, class Chain, class Sum>
-  __device__ __forceinline__ void walk(Enter&& enter, Chain&& chain, Sum&& sum) const {
+  // Tile by tile: the chains, then the sums.
+  template <class Chain, class Sum>
+  __device__ __forceinline__ void walk(Chain&& chain, Sum&& sum) const {
 #pragma unroll 1
     for (int n = 0; n < tiles(); ++n) {
-      enter(n);
+      cp_async_wait<0>();
+      meet();  // the tile is there, the one before has been read
       const Memory::VTile tile = memory.tile(count(n));
-      chain(tile);
+      chain(tile, n);
       meet();
       sum(tile, n);
     }
     meet();  // X^T, N^T and the last tile have been read
   }
 
-  template <class Enter>
-  __device__ __forceinline__ void group_0(Enter&& enter) const {
-    Accumulator wide[kKeyBlocks], square[kTokenBlocks];
-    walk(
-        enter, [&](const auto& tile) { write_chain(m, tile, memory.X(), row); },
-        [&](const auto& tile, int) {
-          warpgroup_begin();
-          add_product<false>(wide, tile.dout, tile.S);
-          add_product<false>(square, tile.dout, memory.X());
-          warpgroup_commit();
-          warpgroup_wait<0>();
-        });
-    OperandA<bfloat16> B[kTokenBlocks];
-    make_B(square, B, Z0(), m, row, a.in.scale);
+  __device__ __forceinline__ void group_0() const {
+    Accumulator wide[kKeyBlocks];
+    float vN[2] = {};
+    const int stride = a.in.H * a.in.V;
+    bfloat16* dv = a.dv + (first_row(a.in, p) + int64_t{row} * a.in.H) * a.in.V;
+    walk([&](const auto& tile, int) { write_chain(m, tile, memory.X(), row); },
+         [&](const auto& tile, int n) {
+           warpgroup_begin();
+           add_product<false>(wide, tile.dout, tile.S);
+           warpgroup_commit();
+           warpgroup_wait<0>();
+#pragma unroll
+           for (int v = 0; v < kVTile; v += kBlock)
+             value_gradient(vN, load_a_transposed(memory.N(), row, v), load_a(tile.v, row, v),
+                            m.gates->beta + row, dv + n * kVTile + v, stride, p.tokens - row);
+         });
+    set_row_sums(memory.sums->vN, row / kBlock, vN[0], vN[1]);
     set_row_dots(memory.sums->qdq, wide, m.q, row);
     scale_rows(wide, *m.gates, m.gates->D, row, [&](int t) { return a.in.scale * m.gates->D[t]; });
+    meet();
+    sum_rows(Z2(), spare());
     warpgroup_begin();
-    add_rows(wide, B, m.k);
+    add_product<false>(wide, m.P.all(), m.k);
     warpgroup_commit();
     warpgroup_wait<0>();
     write_rows(a.dq, a.in, p, wide, row);
     meet();
-    sum_rows(Z0(), spare());
-    meet();
-    sum_columns(Z0(), memory.sums->rectangle);
+    sum_columns(Z2(), memory.sums->rectangle);
   }
 
-  template <class Enter>
-  __device__ __forceinline__ void group_1(Enter&& enter) const {
+  __device__ __forceinline__ void group_1() const {
     Accumulator wide[kKeyBlocks], square[kTokenBlocks];
-    walk(
-        enter, [&](const auto& tile) { gradient_chain(m, tile, memory.N(), row); },
-        [&](const auto& tile, int) {
-          warpgroup_begin();
-          add_product<true>(wide, memory.N(), tile.S);
-          add_product<true>(square, memory.N(), memory.X());
-          warpgroup_commit();
-          warpgroup_wait<0>();
-        });
+    walk([&](const auto& tile, int) { gradient_chain(m, tile, memory.N(), row); },
+         [&](const auto& tile, int) {
+           warpgroup_begin();
+           add_product<true>(wide, memory.N(), tile.S);
+           add_product<true>(square, memory.N(), memory.X());
+           warpgroup_commit();
+           warpgroup_wait<0>();
+         });
+    set_row_dots(memory.sums->kM, wide, m.k, row);
+    scale_rows(wide, *m.gates, m.gates->D, row,
+               [&](int t) { return -m.gates->D[t] * m.gates->beta[t]; });
     Accumulator KK[kTokenBlocks];
     OperandA<bfloat16> dA[kTokenBlocks];
     warpgroup_begin();
@@ -392,9 +426,6 @@ struct Chunk {
     warpgroup_commit();
     warpgroup_wait<0>();
     make_dA(square, KK, dA, spare(), memory.sums->kdA, m, row);
-    set_row_dots(memory.sums->kM, wide, m.k, row);
-    scale_rows(wide, *m.gates, m.gates->D, row,
-               [&](int t) { return -m.gates->D[t] * m.gates->beta[t]; });
     warpgroup_begin();
     add_rows(wide, dA, m.k);
     warpgroup_commit();
@@ -405,34 +436,34 @@ struct Chunk {
 #pragma unroll
       for (int e = 0; e < 8; ++e) handed[(8 * n + e) * 128] = wide[n][e];
     meet();
-    sum_rows(Z0(), spare());
+    sum_rows(Z2(), spare());
     meet();
-    sum_columns(Z0(), memory.sums->rectangle);
+    sum_columns(Z2(), memory.sums->rectangle);
   }
 
-  template <class Enter>
-  __device__ __forceinline__ void group_2(Enter&& enter) const {
-    Accumulator wide[kKeyBlocks];
-    float vN[2] = {}, states = 0;
-    const int stride = a.in.H * a.in.V;
-    bfloat16* dv = a.dv + (first_row(a.in, p) + int64_t{row} * a.in.H) * a.in.V;
+  // `fetch`(n) asks for what comes behind tile n, `prepare`() makes the next chunk's gates.
+  template <class Fetch, class Prepare>
+  __device__ __forceinline__ void group_2(Fetch&& fetch, Prepare&& prepare) const {
+    Accumulator wide[kKeyBlocks], square[kTokenBlocks];
+    float states = 0;
     walk(
-        enter, [&](const auto& tile) { states += dot_states(tile); },
         [&](const auto& tile, int n) {
+          fetch(n);
+          states += dot_states(tile);
+        },
+        [&](const auto& tile, int) {
           warpgroup_begin();
           add_product<true>(wide, memory.X(), tile.dS);
+          add_product<false>(square, tile.dout, memory.X());
           warpgroup_commit();
           warpgroup_wait<0>();
-#pragma unroll
-          for (int v = 0; v < kVTile; v += kBlock)
-            value_gradient(vN, load_a_transposed(memory.N(), row, v), load_a(tile.v, row, v),
-                           m.gates->beta + row, dv + n * kVTile + v, stride, p.tokens - row);
         });
-    set_row_sums(memory.sums->vN, row / kBlock, vN[0], vN[1]);
+    make_B(square, Z2(), m, row, a.in.scale);
     for (int lanes = 1; lanes < 32; lanes *= 2) states += __shfl_xor_sync(kAllLanes, states, lanes);
     if (lane_index() == 0) memory.sums->states[row / kBlock] = states;
     set_row_dots(memory.sums->kdk, wide, m.k, row);
     scale_rows(wide, *m.gates, m.gates->E, row, [&](int t) { return m.gates->E[t]; });
+    prepare();
     meet();
     const float* handed = spare() + Memory::kZElements + static_cast<int>(threadIdx.x) % 128;
 #pragma unroll
@@ -456,47 +487,44 @@ __global__ void __launch_bounds__(kThreads, 1)
   SharedMemory shared;
   const Memory memory(shared);
   const Feed feed{a, memory};
-  const int warp = uniform_warp_index(), blocks = static_cast<int>(gridDim.x);
-  const int tiles = a.in.V / kVTile;
-  const auto gates = [&](int turn, const ChunkPlace& p) {
-    if (warp == kLastWarp) make_gates(*memory.head(turn).gates, GateInputs(a.in, p));
+  const int warp = uniform_warp_index();
+  const auto chunk_of = [&](int turn) {
+    return static_cast<int>(blockIdx.x) + turn * static_cast<int>(gridDim.x);
   };
-  int chunk = static_cast<int>(blockIdx.x);
-  feed.head(0, feed.place(chunk));
-  feed.tile(0, feed.place(chunk), 0);
-  cp_async_commit();
-  gates(0, feed.place(chunk));
+  const auto gates = [&](int turn) {
+    if (warp == kLastWarp && chunk_of(turn) < chunks)
+      make_gates(*memory.head(turn).gates, GateInputs(a.in, feed.place(chunk_of(turn))));
+  };
+  clear({memory.inverse}, 2);
+  clear({memory.P}, 1);
+  __syncthreads();
+  if (warp / 4 == 2) {
+    feed.head(0, feed.place(chunk_of(0)));
+    feed.tile(0, feed.place(chunk_of(0)), 0);
+    cp_async_commit();
+  }
+  gates(0);
 
 #pragma unroll 1
-  for (int turn = 0; chunk < chunks; ++turn, chunk += blocks) {
-    const ChunkPlace p = feed.place(chunk);
+  for (int turn = 0; chunk_of(turn) < chunks; ++turn) {
+    __syncwarp();  // the last chunk's scalars are written
+    if (threadIdx.x == 0) *memory.place = feed.place(chunk_of(turn));
+    const ChunkPlace& p = *memory.place;
     const Chunk c{a, memory, p, memory.head(turn), turn, warp % 4 * kBlock};
     cp_async_wait<0>();
     __syncthreads();
     gate_triangles<kK>(c.m.inverse, c.m.P, c.m.q, c.m.k, *c.m.gates, a.in.scale);
-    const auto enter = [&](int n) {
-      if (n > 0) cp_async_wait<0>();
-      meet();  // the tile is there, the one before has been read
-      if (n + 1 < tiles) {
-        feed.tile(c.count(n + 1), p, n + 1);
-      } else if (chunk + blocks < chunks) {
-        const ChunkPlace next = feed.place(chunk + blocks);
-        feed.head(turn + 1, next);
-        feed.tile(c.count(tiles), next, 0);
-      }
-      cp_async_commit();
-    };
     switch (warp / 4) {
       case 0:
-        c.group_0(enter);
+        c.group_0();
         break;
       case 1:
-        c.group_1(enter);
+        c.group_1();
         break;
       default:
-        c.group_2(enter);
+        c.group_2([&](int n) { feed.after(turn, n, p, chunk_of(turn + 1), chunks); },
+                  [&] { gates(turn + 1); });
     }
-    if (chunk + blocks < chunks) gates(turn + 1, feed.place(chunk + blocks));
     __syncthreads();  // the sums are there
     if (warp == 0) {
       const int t = 2 * lane_index();

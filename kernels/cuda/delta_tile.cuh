@@ -196,12 +196,16 @@ struct alignas(16) Gates {
   int resets;          // in the chunk
   int first[kTokens];  // the token that starts this token's document, or 0
 
-  // Whether j is at or before i and in the same document.
-  __device__ bool reaches(int i, int j) const { return j <= i && j >= first[i]; }
-  // Gam_ij of tokens where it does.
-  __device__ float between(int i, int j) const {
-    const float exponent = (G_high[i] - G_high[j]) + (G_low[i] - G_low[j]);
-    return exp2_fast(fminf(exponent, 0.0f));
+  // What a token needs to look back: at token j of its document it sees exp(G_i - G_j).
+  struct Row {
+    float high, low;
+    int token, first;
+    __device__ bool reaches(int j) const { return j <= token && j >= first; }
+  };
+  __device__ Row row(int i) const { return {G_high[i], G_low[i], i, first[i]}; }
+  // Gam_ij where i reaches j.
+  __device__ float between(const Row& i, int j) const {
+    return exp2_fast(fminf((i.high - G_high[j]) + (i.low - G_low[j]), 0.0f));
   }
 };
 
@@ -294,6 +298,15 @@ __device__ Accumulator product_abt(const AnyTile& a, int i, const AnyTile& b, in
   return c;
 }
 
+// The rows that a lane has of a block of 16 tokens, element by element.
+struct TwoRows {
+  Gates::Row row[2];
+  __device__ const Gates::Row& of(int e) const { return row[e / 2 % 2]; }
+};
+__device__ __forceinline__ TwoRows two_rows(const Gates& gates, int first) {
+  return {{gates.row(first + row_of(0)), gates.row(first + row_of(2))}};
+}
+
 // One block of what gate_triangles makes; p is that of Q K^T.
 template <class AnyTriangle>
 __device__ __forceinline__ void gate_block(const AnyTriangle& inverse, const AnyTriangle& P,
@@ -301,13 +314,14 @@ __device__ __forceinline__ void gate_block(const AnyTriangle& inverse, const Any
                                            const Gates& gates, float scale) {
   Accumulator gated;
   const auto T0 = load_a(inverse.block(index), 0, 0);
+  const auto rows = two_rows(gates, block.i * kBlock);
 #pragma unroll
   for (int e = 0; e < 8; ++e) {
-    const int i = block.i * kBlock + row_of(e), j = block.j * kBlock + column_of(e);
+    const Gates::Row& i = rows.of(e);
+    const int j = block.j * kBlock + column_of(e);
     const float Gam = gates.between(i, j);
-    const bool reaches = gates.reaches(i, j);
-    p[e] = reaches ? scale * Gam * p[e] : 0;
-    gated[e] = reaches ? Gam * value(T0, e) : 0;
+    p[e] = i.reaches(j) ? scale * Gam * p[e] : 0;
+    gated[e] = i.reaches(j) ? Gam * value(T0, e) : 0;
   }
   __syncwarp();
   store(P.block(index), 0, 0, p);

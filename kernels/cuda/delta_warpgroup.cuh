@@ -27,7 +27,7 @@ __device__ __forceinline__ SharedOperand along_rows(const CoreTile<kColumns>& ti
   return advanced(shared_operand(tile.data, row_bytes(tile), kCoreBytes), 2 * i * row_bytes(tile));
 }
 
-// A lower triangle as one [64][64] tile.
+// A lower triangle as one [64][64] tile; the blocks above the diagonal are zero.
 struct CoreTriangle {
   bfloat16* data;
   __device__ CoreTile<kTokens> all() const { return {data}; }
@@ -44,20 +44,27 @@ struct CoreTriangle {
 // neighbouring threads fill one core.
 template <int kThreads, int kColumns>
 __device__ __forceinline__ void copy_cores(const CoreTile<kColumns>& to, const bfloat16* from,
-                                           int stride, int rows, int columns) {
+                                           int stride, int rows, int columns, int thread) {
   constexpr int kPieces = kColumns / 8;
   constexpr int kPass = kThreads / (8 * kPieces) * 8;  // rows at once
-  const int thread = static_cast<int>(threadIdx.x);
   const int row = thread / (8 * kPieces) * 8 + thread % 8, column = thread / 8 % kPieces * 8;
   if (row >= kPass) return;
   const int valid = column < columns ? rows : 0;
   bfloat16* shared = to.at(row, column);
   const bfloat16* global = from + int64_t{row} * stride + column;
-#pragma unroll
+#pragma unroll 4
   for (int r = 0; r < kTokens; r += kPass)
     if (row + r < kTokens)
       cp_async_16(shared + r / 8 * CoreTile<kColumns>::kRowOfCores, global + int64_t{r} * stride,
                   row + r < valid);
+}
+
+// Zeros all of `count` triangles that lie one behind the other.
+__device__ __forceinline__ void clear(const CoreTriangle& first, int count) {
+  uint4* pieces = reinterpret_cast<uint4*>(first.data);
+  for (int i = static_cast<int>(threadIdx.x); i < count * kTokens * kTokens / 8;
+       i += static_cast<int>(blockDim.x))
+    pieces[i] = uint4{};
 }
 
 template <int kBlocks>
@@ -85,16 +92,16 @@ __device__ __forceinline__ void add_rows(Accumulator (&c)[kBlocks],
     warpgroup_multiply<0, kBlocks, true, true>(c, a[i].x, along_rows(tokens, i));
 }
 
-// Block i of c sums a_j lower_ij^T over j <= i, transposed; blocks above are left out.
+// Block i of c sums a_j lower_ij^T over j <= i. The blocks above are read and must be zero:
+// products of fewer blocks would begin inside the accumulators, which ptxas then copies to and fro.
 template <bool kAdd>
 __device__ __forceinline__ void multiply_lower(Accumulator (&c)[kTokenBlocks],
                                                const OperandA<bfloat16> (&a)[kTokenBlocks],
                                                const CoreTriangle& lower) {
-  static_assert(kTokenBlocks == 4);
-  warpgroup_multiply<0, 4, false, kAdd>(c, a[0].x, along_columns(lower.block(0, 0), 0));
-  warpgroup_multiply<1, 3, false, true>(c, a[1].x, along_columns(lower.block(1, 1), 0));
-  warpgroup_multiply<2, 2, false, true>(c, a[2].x, along_columns(lower.block(2, 2), 0));
-  warpgroup_multiply<3, 1, false, true>(c, a[3].x, along_columns(lower.block(3, 3), 0));
+  warpgroup_multiply<0, kTokenBlocks, false, kAdd>(c, a[0].x, along_columns(lower.all(), 0));
+#pragma unroll
+  for (int j = 1; j < kTokenBlocks; ++j)
+    warpgroup_multiply<0, kTokenBlocks, false, true>(c, a[j].x, along_columns(lower.all(), j));
 }
 // Block j of c sums a_i lower_ij over i >= j.
 template <bool kAdd>

@@ -7,6 +7,7 @@
 // SharedMemory, PTX stands in ptx.cuh, no cooperative groups, no __shared__ variables.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <string>
 
@@ -50,6 +51,27 @@ class SharedSize {
 
  private:
   size_t bytes_ = 0;
+};
+
+// Division by a number that the host knows at launch: a product and a shift, exact for dividends
+// below 2^31.
+struct Divisor {
+  struct Result {
+    int quotient, rest;
+  };
+  int by;
+  int shift;
+  uint32_t factor;  // 2^shift / by, rounded up, in [2^31, 2^32)
+
+  explicit Divisor(int number) : by(number), shift(31) {
+    while (int64_t{1} << (shift - 31) < by) ++shift;
+    const auto divisor = static_cast<uint64_t>(std::max(by, 1));
+    factor = static_cast<uint32_t>(((uint64_t{1} << shift) + divisor - 1) / divisor);
+  }
+  __device__ Result divide(unsigned x) const {
+    const int quotient = static_cast<int>(uint64_t{x} * factor >> shift);
+    return {quotient, static_cast<int>(x) - quotient * by};
+  }
 };
 
 #ifdef KLA_SIMT

@@ -51,7 +51,7 @@ struct GateArguments {
         theta(pointer<float>(w.theta)),
         theta_stride(rule_info(options.rule).scalar == LearnedScalar::per_head),
         rule(options.rule),
-        factor(options.factor),
+        factor(rule_info(rule).own_schedule ? SeqFactor::none : options.factor),
         decay(options.decay),
         query(rule_info(rule).query),
         key(rule_info(rule).key),
@@ -94,7 +94,10 @@ struct TokenStep {
   StepValue<float> gain;
 
   __device__ TokenStep(const GateArguments& p, const HeadGates& head, float logit, float n, float t)
-      : b(logit + head.b_bias), eta(sigmoid(b)), kept(sigmoid(-b)) {
+      : b(logit + head.b_bias) {
+    const float e = expf(-fabsf(b)), r = 1 / (1 + e);  // sigmoid(b) and sigmoid(-b)
+    eta = b >= 0 ? r : e * r;
+    kept = b >= 0 ? e * r : r;
     const StepInput<float> x{eta, n, p.eps, t, head.scalar};
     gain = visit_rule(p.rule, StepOfRule{x, p.factor});
   }

@@ -1,296 +1,129 @@
 // From the projections of a mixer to what the scan needs (kernels/README.md, "Mixer prep"): one
-// block per sequence, chunk of 64 tokens and head.
+// block per sequence, chunk of 64 tokens and head. A thread works on a run of 4 tokens of a quad of
+// channels of k, then of q, then of v:
 //
-//   1. q and k: a thread convolves a run of 4 tokens of a quad of channels in registers, keeps the
-//      activated values there while the block sums their squares, then scales, rounds and stores
-//      them. k_hat stays in shared memory, as rounded.
-//   2. gates: a thread per token.
-//   3. v, in quads and runs of its own, scaled by the key norm at once; any number of channels.
-//   4. A = beta_i k_i.k_j from the rounded keys (tensor cores in bf16, FMA in f32), its inverse,
-//      T_zero.
+//   1. k: convolves and activates in registers, keeps the values there while the block sums their
+//      squares, then scales, rounds and stores them; k_hat stays in shared memory, as rounded.
+//   2. gates: a thread per token, in the first two warps.
+//   3. q, as k. While two warps sum its squares, the others make A = beta_i k_i.k_j from the
+//      rounded keys.
+//   4. v, scaled by the key norm at once; any number of channels. The first two warps first invert
+//      the diagonal blocks of I + A.
+//   5. the rest of the inverse, T_zero.
 //
 // mixer_progress.cu then advances tail and position, which may lie in place of the old ones.
-#include <algorithm>
-
-#include "kernels/cuda/mixer_tokens.cuh"
-#include "kernels/cuda/unit_lower_inverse.cuh"
+#include "kernels/cuda/mixer_prep_units.cuh"
 
 namespace kla::KLA_BACKEND {
 
 namespace {
 
-constexpr int kC = static_cast<int>(kChunk);
-constexpr int kRunTokens = 4, kRuns = kC / kRunTokens;
-constexpr int kMaxThreads = 384;
-constexpr int kSumStride = kC + 4;  // floats between the partial sums of two quads
-
-// Runs that q and k take at once, so that their values fit the registers of one block.
-int runs_at_once(int K) {
-  return K <= 48 ? 16 : K <= 96 ? 8 : K <= 192 ? 4 : 2;
-}
-int threads_of(int K) {
-  return std::max(128, (K / 2 * runs_at_once(K) + 31) / 32 * 32);
-}
-
-template <class T>
-constexpr int key_stride(int K) {  // of k_hat in shared memory: skewed by 16 bytes
-  return K + 16 / static_cast<int>(sizeof(T));
-}
-
-template <class T, bool kAligned>
-struct Output {  // [B,T,H,width]
-  T* data;
-  int64_t stride;
-  explicit Output(const View& view) : data(pointer<T>(view)), stride(view.stride) {}
-  // Token t of sequence b, head h.
-  __device__ T* at(const MixerDims& s, int b, int64_t t, int h, int channel) const {
-    return data + ((b * s.T + t) * s.H + h) * stride + channel;
-  }
-};
-
-template <class T, bool kAligned>
-struct Forward {
-  MixerDims s;
-  ConvChannels<T, kAligned> q, k, v;
-  DocumentMap documents;
-  GateArguments gates;
-  LogitColumns a, b;
-  Output<T, kAligned> q_hat, k_hat, v_hat;
-  float *beta, *g;
-  int64_t beta_stride, g_stride;
-  T* T_zero;
-  int64_t T_stride;
-  int chunks;  // of a sequence
-  int runs;    // of q and k at once
-
-  explicit Forward(const MixerPrepForward& x)
-      : s(x.in),
-        q(x.in.q, x.in, 0, x.w.q_conv, s.H),
-        k(x.in.k, x.in, s.H * s.K, x.w.k_conv, s.H),
-        v(x.in.v, x.in, 2 * s.H * s.K, x.w.v_conv, s.H),
-        documents(x.in, s.T),
-        gates(x.w, x.options),
-        a(x.in.a),
-        b(x.in.b),
-        q_hat(x.q_hat),
-        k_hat(x.k_hat),
-        v_hat(x.v_hat),
-        beta(pointer<float>(x.beta)),
-        g(pointer<float>(x.g)),
-        beta_stride(x.beta.stride),
-        g_stride(x.g.stride),
-        T_zero(pointer<T>(x.T_zero)),
-        T_stride(x.T_zero.stride),
-        chunks(static_cast<int>(chunk_count(s.T))),
-        runs(runs_at_once(s.K)) {
-    KLA_CHECK(x.T_zero.empty() || x.T_zero.dim(4) == kChunk,
-              "the CUDA kernels take chunks of 64, not " + x.T_zero.describe());
-  }
-};
-
-// What the threads of a block share.
-template <class T>
-struct ChunkShared {
-  float* A;                      // [64, kInverseStride]; before that, with T, sums of q and k
-  float* T_zero;                 // [64, kInverseStride]
-  float *squares, *top, *scale;  // [2][64] of q and k
-  float *value_scale, *beta;     // [64]
-  uint32_t* starts;              // [kStartWords]
-  int64_t* found;                // [warps]
-  T* k_hat;                      // [64, key_stride]; last, so that the others lie at fixed places
-
-  static constexpr int kMatrices = 2 * kC * kInverseStride;
-  static_assert(kMaxKeyDim / 2 * kSumStride <= kMatrices);
-
-  static size_t bytes(int K) {
-    SharedSize size;
-    size.array<float>(kMatrices);
-    size.array<float>(8 * kC);
-    size.array<uint32_t>(kStartWords);
-    size.array<int64_t>(kMaxThreads / 32);
-    size.array<T>(kC * key_stride<T>(K));
-    return size.bytes();
-  }
-  __device__ explicit ChunkShared(int K) {
-    SharedMemory shared;
-    A = shared.array<float>(kMatrices);
-    T_zero = A + kC * kInverseStride;
-    squares = shared.array<float>(8 * kC);
-    top = squares + 2 * kC;
-    scale = top + 2 * kC;
-    value_scale = scale + 2 * kC;
-    beta = value_scale + kC;
-    starts = shared.array<uint32_t>(kStartWords);
-    found = shared.array<int64_t>(kMaxThreads / 32);
-    k_hat = shared.array<T>(kC * key_stride<T>(K));
-  }
-};
-
-struct Chunk {
-  int b, h, rows;  // tokens of the chunk
-  int64_t n, first;
-};
-
-// ---- Units -------------------------------------------------------------------------------------
-
-// Whether neither the sequence's edges nor a document start touch a unit and the inputs before it.
-__device__ inline bool is_straight(const RunPlace& p) {
-  return p.t >= kTail && p.t + kRunTokens <= p.T &&
-         (p.starts & ((1u << (kTail + kRunTokens)) - 1)) == 0;
-}
-
-__device__ inline float activate(float conv, bool silu) {
-  return silu ? conv * sigmoid_fast(conv) : conv;
-}
-
-// The activated values of a unit. Straight ones, nearly all, stay packed until used and take
-// channel by channel: a third of the registers, which let a third block onto a multiprocessor.
-template <class T, bool kAligned>
-__device__ void activate_unit(Quad (&y)[kRunTokens], const ConvChannels<T, kAligned>& c,
-                              const RunPlace& p, bool silu) {
-  if (is_straight(p)) {
-    const int64_t column = static_cast<int64_t>(p.h) * c.width + p.channel;
-    const int stride = static_cast<int>(c.stride);
-    const T* row = c.x + (p.b * p.T + p.t - kTail) * c.stride + column;
-    PackedQuad<T> x[kTail + kRunTokens];
-#pragma unroll
-    for (int i = 0; i < kTail + kRunTokens; ++i) x[i] = load_quad<kAligned>(row + i * stride);
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const Quad w = unpack(load_quad<kAligned>(c.w + (column + e) * kConvWidth));
-#pragma unroll
-      for (int i = 0; i < kRunTokens; ++i)
-        y[i][e] = activate(w[0] * unpack(x[i])[e] + w[1] * unpack(x[i + 1])[e] +
-                               w[2] * unpack(x[i + 2])[e] + w[3] * unpack(x[i + 3])[e],
-                           silu);
-    }
-  } else {
-    RawRun<T, kRunTokens> raw;
-    load_run(raw, c, p);
-    const auto keep = [&](int i, const Quad& conv) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) y[i][e] = activate(conv[e], silu);
-    };
-    convolve_run<true>(raw, load_filter(c, p), p.starts, keep);
-  }
-}
-
 // ---- q and k -----------------------------------------------------------------------------------
 
-// A thread's share of q or k in one pass.
-struct KeyUnit {
-  bool active, is_key;
-  int run, quad;  // quad counts q's quads, then k's
-  Quad y[kRunTokens];
+__device__ inline float add(float x, float y) {
+  return x + y;
+}
+__device__ inline float largest(float x, float y) {
+  return fmaxf(x, y);
+}
+
+// Combines each of 4 values over groups of 4 lanes; lane i of a group gets value i.
+template <class Combine>
+__device__ float fold_group(const Quad& x, Combine&& combine) {
+  static_assert(kSumLanes == 4 && kRunTokens == 4);
+  const auto exchange = [&](float lower, float upper, unsigned lanes) {
+    const bool high = threadIdx.x & lanes;
+    const float other = __shfl_xor_sync(kAllLanes, high ? lower : upper, static_cast<int>(lanes));
+    return combine(high ? upper : lower, other);
+  };
+  return exchange(exchange(x[0], x[2], 2), exchange(x[1], x[3], 2), 1);
+}
+
+// Combines what each unit has for its 4 tokens over the channels: finish(token, total) runs for
+// every token of the pass, in the first two warps; the others do something else `meanwhile`.
+// Contains two barriers.
+template <class T, bool kAligned, class Combine, class Finish, class Meanwhile>
+__device__ void reduce_rows(const Forward<T, kAligned>& p, const Unit& u, const ChunkShared<T>& m,
+                            int first_token, const Quad& values, Combine&& combine, Finish&& finish,
+                            Meanwhile&& meanwhile) {
+  const int thread = static_cast<int>(threadIdx.x);
+  m.partial[u.channel / (4 * kSumLanes) * kSumStride + u.token + thread % kSumLanes] =
+      fold_group(values, combine);
+  __syncthreads();
+  if (thread >= kC) {
+    meanwhile();
+  } else if (thread < p.runs * kRunTokens) {
+    const float* from = m.partial + first_token + thread;
+    float total = from[0];
+    const int groups = p.s.K / (4 * kSumLanes);
+#pragma unroll 4
+    for (int i = 1; i < groups; ++i) total = combine(total, from[i * kSumStride]);
+    finish(first_token + thread, total);
+  }
+  __syncthreads();
+}
+
+struct Nothing {
+  __device__ void operator()() const {}
 };
 
-// Sums `value` of each token of the units (or takes the maximum) over the quads of q and of k:
-// finish(row, sum) runs once for row = token and once for row = 64 + token, for the tokens of the
-// pass. Contains two barriers.
-template <bool kMaximum, class Value, class Finish>
-__device__ void reduce_rows(const KeyUnit& u, float* partial, int quads, int first_token,
-                            int tokens, Value&& value, Finish&& finish) {
-  if (u.active) {
-    static_assert(kRunTokens == 4);
-    store_quad<true>(partial + u.quad * kSumStride + u.run * kRunTokens,
-                     {{value(u.y[0]), value(u.y[1]), value(u.y[2]), value(u.y[3])}});
-  }
-  __syncthreads();
-  const int threads = static_cast<int>(blockDim.x);
-  for (int row = static_cast<int>(threadIdx.x); row < 2 * tokens; row += threads) {
-    const int part = row / tokens, token = first_token + row % tokens;
-    const float* from = partial + part * quads * kSumStride + token;
-    float sum = from[0];
-    for (int i = 1; i < quads; ++i) {
-      const float x = from[i * kSumStride];
-      sum = kMaximum ? fmaxf(sum, x) : sum + x;
-    }
-    finish(part * kC + token, sum);
-  }
-  __syncthreads();
-}
-
-template <bool kPlain, class T, bool kAligned>
-__device__ void convolve_unit(KeyUnit& u, const Forward<T, kAligned>& p, const Chunk& c,
-                              const uint32_t* starts) {
-  const ConvChannels<T, kAligned> channels = u.is_key ? p.k : p.q;
-  const int t = u.run * kRunTokens, quads = p.s.K / 4;
-  const RunPlace place{c.b, c.h, u.quad % quads * 4, c.first + t, p.s.T, starts_around(starts, t)};
-  activate_unit(u.y, channels, place, kPlain || p.gates.silu_on_keys());
-}
-
-// What multiplies a row of q (of k: is_key) whose squares sum to n.
-__device__ inline float row_scale(const GateArguments& gates, bool is_key, float n) {
-  if (is_key) return 1 / sqrtf(n + gates.eps);
+// What multiplies a row of q (of k: kKey) whose squares sum to n.
+template <bool kKey>
+__device__ float row_scale(const GateArguments& gates, float n) {
+  if (kKey) return 1 / sqrtf(n + gates.eps);
   return gates.query == QueryMap::unit ? 1 / sqrtf(n + static_cast<float>(kUnitEps)) : 1.0f;
 }
 
-// Where q or k is soft-maxed, y becomes e^(y - max) and the scale 1 / sum.
+// y becomes e^(y - max) and the scale 1 / sum.
 template <class T, bool kAligned>
-__device__ void softmax_units(KeyUnit& u, const Forward<T, kAligned>& p, const ChunkShared<T>& m,
-                              int first_token, int tokens) {
-  const int quads = p.s.K / 4;
-  const auto softmax = [&](bool is_key) {
-    return is_key ? p.gates.key == KeyMap::softmax : p.gates.query == QueryMap::softmax;
-  };
-  reduce_rows<true>(
-      u, m.A, quads, first_token, tokens,
-      [](const Quad& y) { return fmaxf(fmaxf(y[0], y[1]), fmaxf(y[2], y[3])); },
-      [&](int row, float top) { m.top[row] = top; });
-  if (u.active && softmax(u.is_key))
-    for (int i = 0; i < kRunTokens; ++i)
-      for (int e = 0; e < 4; ++e)
-        u.y[i][e] = expf(u.y[i][e] - m.top[u.is_key * kC + u.run * kRunTokens + i]);
-  reduce_rows<false>(
-      u, m.A, quads, first_token, tokens,
-      [](const Quad& y) { return (y[0] + y[1]) + (y[2] + y[3]); },
-      [&](int row, float sum) {
-        if (softmax(row >= kC)) m.scale[row] = 1 / sum;
-      });
-}
-
-template <class T, bool kAligned>
-__device__ void store_unit(const KeyUnit& u, const Forward<T, kAligned>& p, const Chunk& c,
-                           const ChunkShared<T>& m) {
-  const Output<T, kAligned>& out = u.is_key ? p.k_hat : p.q_hat;
-  const int channel = u.quad % (p.s.K / 4) * 4, step = p.s.H * static_cast<int>(out.stride);
-  T* to = out.at(p.s, c.b, c.first + u.run * kRunTokens, c.h, channel);
-#pragma unroll
+__device__ void softmax_rows(Quad (&y)[kRunTokens], const Forward<T, kAligned>& p, const Unit& u,
+                             const ChunkShared<T>& m, int first_token) {
+  Quad x;
+  for (int i = 0; i < kRunTokens; ++i)
+    x[i] = fmaxf(fmaxf(y[i][0], y[i][1]), fmaxf(y[i][2], y[i][3]));
+  reduce_rows(
+      p, u, m, first_token, x, largest, [&](int row, float top) { m.top[row] = top; }, Nothing{});
   for (int i = 0; i < kRunTokens; ++i) {
-    const int token = u.run * kRunTokens + i;
-    const float scale = m.scale[u.is_key * kC + token];
-    Quad y;
-    for (int e = 0; e < 4; ++e) y[e] = u.y[i][e] * scale;
-    if (token < c.rows) store_quad<kAligned>(to + i * step, y);
-    if (u.is_key) store_quad<true>(m.k_hat + token * key_stride<T>(p.s.K) + channel, y);
+    for (int e = 0; e < 4; ++e) y[i][e] = expf(y[i][e] - m.top[u.token + i]);
+    x[i] = (y[i][0] + y[i][1]) + (y[i][2] + y[i][3]);
   }
+  reduce_rows(
+      p, u, m, first_token, x, add, [&](int row, float sum) { m.scale[row] = 1 / sum; }, Nothing{});
 }
 
-template <bool kPlain, class T, bool kAligned>
-__device__ void queries_and_keys(const Forward<T, kAligned>& p, const Chunk& c,
-                                 const ChunkShared<T>& m) {
-  const int quads = p.s.K / 4, thread = static_cast<int>(threadIdx.x);
+// q or k of all tokens; the warps that no sum needs do `meanwhile`, once.
+template <bool kKey, bool kPlain, class T, bool kAligned, class Meanwhile>
+__device__ void normalise_rows(const Forward<T, kAligned>& p, const Chunk& c, Unit u,
+                               const ChunkShared<T>& m, Meanwhile&& meanwhile) {
+  const bool silu = kPlain || p.gates.silu_on_keys();
+  const int tokens = p.runs * kRunTokens;
 #pragma unroll 1
-  for (int first_run = 0; first_run < kRuns; first_run += p.runs) {
-    KeyUnit u;
-    u.run = first_run + thread / (2 * quads);
-    u.quad = thread % (2 * quads);
-    u.is_key = u.quad >= quads;
-    u.active = u.run < first_run + p.runs;
-    if (u.active) convolve_unit<kPlain>(u, p, c, m.starts);
-    const int first_token = first_run * kRunTokens, tokens = p.runs * kRunTokens;
-    reduce_rows<false>(
-        u, m.A, quads, first_token, tokens,
-        [](const Quad& y) { return (y[0] * y[0] + y[1] * y[1]) + (y[2] * y[2] + y[3] * y[3]); },
-        [&](int row, float sum) {
-          m.squares[row] = sum;
-          m.scale[row] = row_scale(p.gates, row >= kC, sum);
+  for (int first = 0; first < kC; first += tokens, u.token += tokens) {
+    Quad y[kRunTokens], squares;
+    activate_unit(y, (kKey ? p.k : p.q).in, c, u, p.s.T, m.starts, silu);
+#pragma unroll
+    for (int i = 0; i < kRunTokens; ++i) squares[i] = sum_of_squares(y[i]);
+    reduce_rows(
+        p, u, m, first, squares, add,
+        [&](int row, float n) {
+          m.scale[row] = row_scale<kKey>(p.gates, n);
+          if (!kKey) return;
+          m.n[row] = n;
+          m.value_scale[row] = p.gates.value == ValueMap::over_key_norm ? m.scale[row] : 1.0f;
+        },
+        [&] {
+          if (first == 0) meanwhile();
         });
     if constexpr (!kPlain) {
-      if (p.gates.key == KeyMap::softmax || p.gates.query == QueryMap::softmax)
-        softmax_units(u, p, m, first_token, tokens);
+      if (kKey ? p.gates.key == KeyMap::softmax : p.gates.query == QueryMap::softmax)
+        softmax_rows(y, p, u, m, first);
     }
-    if (u.active) store_unit(u, p, c, m);
+    T* row = m.k_hat + u.token * key_stride<T>(p.s.K) + u.channel;
+    const Quad scale = unpack(load_quad<true>(m.scale + u.token));
+    store_rows(y, scale, kKey ? p.k : p.q, p, c, u, [&](const Quad& x) {
+      if (kKey) store_quad<true>(row, x);
+      row += key_stride<T>(p.s.K);
+    });
   }
 }
 
@@ -298,35 +131,20 @@ __device__ void queries_and_keys(const Forward<T, kAligned>& p, const Chunk& c,
 
 // Token `thread` of the chunk; rows past the end get beta = 0.
 template <class T, bool kAligned>
-__device__ void token_gates(const Forward<T, kAligned>& p, const Chunk& c, const ChunkShared<T>& m,
-                            int64_t last_start) {
+__device__ void token_gates(const Forward<T, kAligned>& p, const Chunk& c,
+                            const ChunkShared<T>& m) {
   const int token = static_cast<int>(threadIdx.x);
-  const float n = m.squares[kC + token];
-  m.value_scale[token] =
-      p.gates.value == ValueMap::over_key_norm ? 1 / sqrtf(n + p.gates.eps) : 1.0f;
   m.beta[token] = 0;
   if (token >= c.rows) return;
-  const int64_t row = c.b * p.s.T + c.first + token;
-  const int64_t position =
-      position_of(m.starts, c.first, token, last_start, p.documents.before(c.b));
+  const int64_t row = c.token + token;
+  const float a = p.a.load(row, c.h);  // under way while the step is found
+  const int64_t position = position_of(m.starts, c.first, token, *m.found, p.documents.before(c.b));
   const HeadGates head(p.gates, c.h);
-  const TokenStep step(p.gates, head, p.b.load(row, c.h), n, static_cast<float>(position));
-  const Decay decay = log_decay(p.gates, head, p.a.load(row, c.h), step);
+  const TokenStep step(p.gates, head, p.b.load(row, c.h), m.n[token], static_cast<float>(position));
+  const Decay decay = log_decay(p.gates, head, a, step);
   m.beta[token] = step.gain.beta_hat;
   p.beta[row * p.beta_stride + c.h] = step.gain.beta_hat;
   p.g[row * p.g_stride + c.h] = decay.g;
-}
-
-// visit(i, y) for the activated values of a unit of v.
-template <class T, bool kAligned, class Visit>
-__device__ void visit_values(const Forward<T, kAligned>& p, const Chunk& c, const uint32_t* starts,
-                             int run, int quad, Visit&& visit) {
-  const int t = run * kRunTokens;
-  const RunPlace place{c.b, c.h, quad * 4, c.first + t, p.s.T, starts_around(starts, t)};
-  Quad y[kRunTokens];
-  activate_unit(y, p.v, place, true);
-#pragma unroll
-  for (int i = 0; i < kRunTokens; ++i) visit(i, y[i]);
 }
 
 // value_scale = 1 / |v|, a warp per run: the values are computed once more to be stored.
@@ -337,10 +155,12 @@ __device__ void value_norms(const Forward<T, kAligned>& p, const Chunk& c,
   for (int run = static_cast<int>(threadIdx.x) / 32; run < kRuns; run += warps) {
     float squares[kRunTokens] = {};
 #pragma unroll 1
-    for (int quad = lane; quad < p.s.V / 4; quad += 32)
-      visit_values(p, c, m.starts, run, quad, [&](int i, const Quad& y) {
-        squares[i] += (y[0] * y[0] + y[1] * y[1]) + (y[2] * y[2] + y[3] * y[3]);
-      });
+    for (int channel = lane * 4; channel < p.s.V; channel += 32 * 4) {
+      Quad y[kRunTokens];
+      activate_unit(y, p.v.in, c, {run * kRunTokens, channel}, p.s.T, m.starts, true);
+#pragma unroll
+      for (int i = 0; i < kRunTokens; ++i) squares[i] += sum_of_squares(y[i]);
+    }
 #pragma unroll
     for (int i = 0; i < kRunTokens; ++i) {
       const float sum = group_sum(squares[i], kWarp);
@@ -352,80 +172,59 @@ __device__ void value_norms(const Forward<T, kAligned>& p, const Chunk& c,
 }
 
 template <class T, bool kAligned>
-__device__ void values(const Forward<T, kAligned>& p, const Chunk& c, const ChunkShared<T>& m) {
-  const auto quads = static_cast<unsigned>(p.s.V / 4);
-  const unsigned units = static_cast<unsigned>((c.rows + kRunTokens - 1) / kRunTokens) * quads;
+__device__ void values(const Forward<T, kAligned>& p, const Chunk& c, Unit u,
+                       const ChunkShared<T>& m) {
+  const int first_channel = u.channel, tokens = p.runs * kRunTokens;
 #pragma unroll 1
-  for (unsigned unit = threadIdx.x; unit < units; unit += blockDim.x) {
-    const int run = static_cast<int>(unit / quads), quad = static_cast<int>(unit % quads);
-    T* to = p.v_hat.at(p.s, c.b, c.first + run * kRunTokens, c.h, quad * 4);
-    const int step = p.s.H * static_cast<int>(p.v_hat.stride);
-    visit_values(p, c, m.starts, run, quad, [&](int i, Quad y) {
-      const int token = run * kRunTokens + i;
-      for (int e = 0; e < 4; ++e) y[e] *= m.value_scale[token];
-      if (token < c.rows) store_quad<kAligned>(to + i * step, y);
-    });
+  for (int first = 0; first < kC; first += tokens, u.token += tokens) {
+#pragma unroll 1
+    for (int channel = 0; channel < p.s.V; channel += p.s.K) {
+      u.channel = min(first_channel + channel, p.s.V - 4);
+      Quad y[kRunTokens];
+      activate_unit(y, p.v.in, c, u, p.s.T, m.starts, true);
+      const Quad scale = unpack(load_quad<true>(m.value_scale + u.token));
+      store_rows(y, scale, p.v, p, c, u, [](const Quad&) {});
+    }
   }
 }
 
 // ---- A and its inverse -------------------------------------------------------------------------
 
-// A_ij = beta_i k_i.k_j for j < i, else 0, in the blocks of 16 x 16 on and below the diagonal.
-__device__ inline void store_A(const ChunkShared<bfloat16>& m, int i, int j, float dot) {
-  m.A[i * kInverseStride + j] = j < i ? m.beta[i] * dot : 0;
-}
-
-__device__ inline void fill_A(const ChunkShared<bfloat16>& m, int K) {
-  const int warps = static_cast<int>(blockDim.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int ld = key_stride<bfloat16>(K), row = lane % 8, matrix = lane / 8;
-  for (int tile = static_cast<int>(threadIdx.x) / 32; tile < 10; tile += warps) {
+// A_ij = beta_i k_i.k_j in the blocks of 16 x 16 on and below the diagonal, by all warps but two.
+// What stands on the diagonal and above it is not read.
+template <class T>
+__device__ void fill_A(const ChunkShared<T>& m, int K) {
+  const Tile<T> keys{m.k_hat, key_stride<T>(K)};
+  const Tile<float> A{m.A, kInverseStride};
+  for (int tile = uniform_warp_index() - 2; tile < 10; tile += warp_count() - 2) {
     const int i = tile >= 6 ? 3 : tile >= 3 ? 2 : tile >= 1 ? 1 : 0;
     const int j = tile - i * (i + 1) / 2;
-    // Matrices of A: rows 0-7, 8-15 at k 0-7, then at k 8-15. Of B: columns 0-7 at k 0-7, 8-15,
-    // then columns 8-15.
-    const bfloat16* left = m.k_hat + (16 * i + row + matrix % 2 * 8) * ld + matrix / 2 * 8;
-    const bfloat16* right = m.k_hat + (16 * j + row + matrix / 2 * 8) * ld + matrix % 2 * 8;
-    float sum[2][4] = {};
-    for (int k = 0; k < K; k += 16) {
-      uint32_t a[4], b[4];
-      ldmatrix_x4(a, left + k);
-      ldmatrix_x4(b, right + k);
-      const uint32_t b_low[2] = {b[0], b[1]}, b_high[2] = {b[2], b[3]};
-      mma_m16n8k16(sum[0], a, b_low);
-      mma_m16n8k16(sum[1], a, b_high);
-    }
-    for (int half = 0; half < 2; ++half)
-      for (int e = 0; e < 4; ++e)
-        store_A(m, 16 * i + lane / 4 + e / 2 * 8, 16 * j + half * 8 + lane % 4 * 2 + e % 2,
-                sum[half][e]);
+    Accumulator dots;
+#pragma unroll 2
+    for (int k = 0; k < K; k += kBlock)
+      multiply_add(dots, load_a(keys, kBlock * i, k), load_b_transposed(keys, kBlock * j, k));
+    for (int e = 0; e < 8; ++e) dots[e] *= m.beta[kBlock * i + row_of(e)];
+    store(A, kBlock * i, kBlock * j, dots);
   }
 }
 
-__device__ inline void fill_A(const ChunkShared<float>& m, int K) {
-  const int threads = static_cast<int>(blockDim.x), ld = key_stride<float>(K);
-  for (int entry = static_cast<int>(threadIdx.x); entry < kC * kC; entry += threads) {
-    const int i = entry / kC, j = entry % kC;
-    float dot = 0;
-    for (int k = 0; k < K && j < i; k += 4) {
-      const Quad x = unpack(load_quad<true>(m.k_hat + i * ld + k));
-      const Quad y = unpack(load_quad<true>(m.k_hat + j * ld + k));
-      for (int e = 0; e < 4; ++e) dot += x[e] * y[e];
-    }
-    m.A[i * kInverseStride + j] = j < i ? m.beta[i] * dot : 0;
-  }
-}
-
+// Zeros above the diagonal: those of its blocks stand in T_zero.
 template <class T, bool kAligned>
-__device__ void store_inverse(const Forward<T, kAligned>& p, const Chunk& c,
-                              const ChunkShared<T>& m) {
-  const int threads = static_cast<int>(blockDim.x);
-  T* out =
-      p.T_zero + ((static_cast<int64_t>(c.b) * p.chunks + c.n) * p.s.H + c.h) * kC * p.T_stride;
-  for (int quad = static_cast<int>(threadIdx.x); quad < kC * kC / 4; quad += threads) {
-    const int i = quad / (kC / 4), j = quad % (kC / 4) * 4;
-    Quad t;
-    for (int e = 0; e < 4; ++e) t[e] = j + e <= i ? m.T_zero[i * kInverseStride + j + e] : 0;
-    store_quad<kAligned>(out + i * p.T_stride + j, t);
+__device__ void store_inverse(const Forward<T, kAligned>& p, const ChunkShared<T>& m) {
+  constexpr int kQuads = kC / 4;  // of a row
+  const int thread = static_cast<int>(threadIdx.x), rows = static_cast<int>(blockDim.x) / kQuads;
+  const int column = thread % kQuads * 4;
+  int row = thread / kQuads;
+  const float* from = m.T_zero + row * kInverseStride + column;
+  const int stride = static_cast<int>(p.T_stride);
+  T* to =
+      p.T_zero + elements_before(static_cast<int>(blockIdx.x), kC * stride) + row * stride + column;
+  for (; row < kC; row += rows) {
+    PackedQuad<float> t = {};
+    if (column / kLeaf <= row / kLeaf) t = load_quad<true>(from);
+    store_quad<kAligned>(to, unpack(t));
+    from += rows * kInverseStride;
+    to += rows * stride;
   }
 }
 
@@ -441,29 +240,28 @@ __global__ void __launch_bounds__(kMaxThreads, !kPlain          ? 1
                                                                 : 2)
     prep_forward_kernel(const __grid_constant__ Forward<T, kAligned> p) {
   const ChunkShared<T> m(p.s.K);
-  Chunk c;
-  const int block = static_cast<int>(blockIdx.x);
-  c.h = block % p.s.H;
-  c.n = block / p.s.H % p.chunks;
-  c.b = block / (p.s.H * p.chunks);
-  c.first = c.n * kC;
-  c.rows = static_cast<int>(p.s.T - c.first < kC ? p.s.T - c.first : kC);
+  Chunk c = chunk_of(p);
+  const Unit u = unit_of(p);
 
   if (threadIdx.x < 32) find_starts(p.documents, c.b, c.first, m.starts);
   const int64_t last_start = last_start_before(p.documents, c.b, c.first, m.found);
+  if (threadIdx.x == 0) *m.found = last_start;
   __syncthreads();
-  queries_and_keys<kPlain>(p, c, m);
-  if (threadIdx.x < kC) token_gates(p, c, m, last_start);
-  __syncthreads();
+  c.inner = c.first > 0 && c.rows == kC && !starts_within(m.starts, kTail + kC);
+  normalise_rows<true, kPlain>(p, c, u, m, Nothing{});
+  if (threadIdx.x < kC) token_gates(p, c, m);
+  normalise_rows<false, kPlain>(p, c, u, m, [&] {
+    if (p.T_zero) fill_A(m, p.s.K);
+  });
+  if (p.T_zero && threadIdx.x < kC) invert_leaf(m.A, m.T_zero);
   if constexpr (!kPlain) {
     if (p.gates.value == ValueMap::unit) value_norms(p, c, m);
   }
-  values(p, c, m);
+  values(p, c, u, m);
   if (!p.T_zero) return;
-  fill_A(m, p.s.K);
   __syncthreads();
-  unit_lower_inverse(m.A, m.T_zero);
-  store_inverse(p, c, m);
+  merge_leaves(m.A, m.T_zero);
+  store_inverse(p, m);
 }
 
 // ---- Launch -----------------------------------------------------------------------------------
@@ -472,7 +270,7 @@ template <class T, bool kAligned, bool kPlain>
 void launch_forward(const Context& context, const MixerPrepForward& x) {
   const Forward<T, kAligned> p(x);
   const int threads = threads_of(p.s.K);
-  const int64_t blocks = static_cast<int64_t>(p.s.B) * p.chunks * p.s.H;
+  const int64_t blocks = static_cast<int64_t>(p.s.B) * p.chunks.by * p.s.H;
   launch(context, prep_forward_kernel<T, kAligned, kPlain>,
          {dim3(static_cast<unsigned>(blocks)), static_cast<unsigned>(threads),
           ChunkShared<T>::bytes(p.s.K)},

@@ -6,7 +6,8 @@
 // three tokens need. Each step:
 //
 //   1. convolve and activate; sums of squares and of y.dy over groups of 16 channels.
-//   2. one warp adds the groups and finds alpha and gamma of each row and part.
+//   2. one warp adds the groups and finds alpha and gamma of each row and part. The others wait for
+//      it: what does not depend on the norms is worked out ahead, for all steps.
 //   3. dc = alpha (dy slope) + gamma (y slope), into the gradients of filter and inputs.
 //
 // The gates themselves (da, db, their parameters) follow after the walk, a thread per token.
@@ -70,14 +71,28 @@ struct Course {
   __device__ int left() const { return static_cast<int>(T - first); }  // to the sequence's end
 };
 
+// What a lane of the first warp adds up: lane 8 part + i column i of the groups of q and of k; the
+// last two eights of lanes share the groups of v.
+struct alignas(8) Addends {
+  int first, groups;
+
+  __device__ Addends(int lane, int K, int V) {
+    const int eight = lane / kLanes, keys = K / 16, values = V / 16, half = (values + 1) / 2;
+    first = (eight < kV ? eight * keys : 2 * keys + (eight - kV) * half) * kLanes + lane % kLanes;
+    groups = eight < kV ? keys : eight == kV ? half : values - half;
+  }
+};
+
 // What the threads of a block share.
 struct WalkShared {
   float* filter;       // [2][threads][4 taps]; in registers it would cost a block of four
   float* sums;         // [groups][8]: squares of the step's 4 rows, then y.dy
+  Addends* addends;    // [32]
   float* factors;      // [kParts][4 rows][alpha, gamma]
   float *eta, *dbeta;  // [kMostRows]
   float* position;     // [kMostRows] 1, 2, ... within the document
   float* n;            // [kMostRows] squared key norms
+  float* by_norm;      // [kMostRows] 2 dbeta f(t): what scales the rule's derivative by n
   float* scalar;       // of the head's step rule
   float* scalars;      // [warps][kScalars]
   int* dw_place;       // [threads] of the pair's dw in the block's share, for after the walk
@@ -89,8 +104,9 @@ struct WalkShared {
     return SharedSize()
         .array<float>(threads * 2 * kConvWidth)
         .array<float>(threads)
+        .array<Addends>(32)
         .array<float>(kFactors + 1)
-        .array<float>(4 * kMostRows)
+        .array<float>(5 * kMostRows)
         .array<float>(kScalarFloats)
         .array<int>(threads)
         .array<Course>(1)
@@ -100,12 +116,14 @@ struct WalkShared {
     SharedMemory shared;
     filter = shared.array<float>(threads * 2 * kConvWidth);
     sums = shared.array<float>(threads);
+    addends = shared.array<Addends>(32);
     factors = shared.array<float>(kFactors + 1);
     scalar = factors + kFactors;
-    eta = shared.array<float>(4 * kMostRows);
+    eta = shared.array<float>(5 * kMostRows);
     dbeta = eta + kMostRows;
     n = dbeta + kMostRows;
     position = n + kMostRows;
+    by_norm = position + kMostRows;
     scalars = shared.array<float>(kScalarFloats);
     dw_place = shared.array<int>(threads);
     course = shared.array<Course>(1);
@@ -131,23 +149,21 @@ struct Cursor {
   int x_step, dy_step;
 
   // `left` tokens of the sequence are left; those past the end read as zero.
-  __device__ void next(Inputs<T>& to, int64_t left) {
+  __device__ void next(Inputs<T>& to, int left) {
     if (left >= kTokens) {
 #pragma unroll
-      for (int i = 0; i < kTokens; ++i) {
-        to.x[i] = load_pair(x + i * x_step);
-        to.dy[i] = load_pair(dy + i * dy_step);
+      for (int i = 0; i < kTokens; ++i, x += x_step, dy += dy_step) {
+        to.x[i] = load_pair(x);
+        to.dy[i] = load_pair(dy);
       }
     } else {
 #pragma unroll
-      for (int i = 0; i < kTokens; ++i) {
+      for (int i = 0; i < kTokens; ++i, x += x_step, dy += dy_step) {
         to.x[i] = to.dy[i] = {};
-        if (i < left) to.x[i] = load_pair(x + i * x_step);
-        if (i < left) to.dy[i] = load_pair(dy + i * dy_step);
+        if (i < left) to.x[i] = load_pair(x);
+        if (i < left) to.dy[i] = load_pair(dy);
       }
     }
-    x += kTokens * x_step;
-    dy += kTokens * dy_step;
   }
 };
 
@@ -179,41 +195,36 @@ __device__ inline float fold_group(float (&x)[kLanes]) {
 }
 
 // alpha and gamma of the rows of a step that starts at row `row`, `left` of the sequence's tokens
-// before its end: by one whole warp, of which lane 8 part + i adds the groups of part in column i
-// of the sums.
+// before its end: by the first warp.
 template <class T>
 __device__ void step_factors(const Backward<T, true>& p, const WalkShared& m, int row, int left) {
-  const int lane = static_cast<int>(threadIdx.x % 32), part = lane / kLanes, i = lane % kTokens;
-  const int k_groups = p.s.K / 16, groups = part < kV ? k_groups : p.s.V / 16;
+  const int lane = static_cast<int>(threadIdx.x % 32), eight = lane / kLanes, i = lane % kTokens;
+  const float* from = m.sums + m.addends[lane].first;
   float sum = 0;
-  if (part < kParts) {
-    const float* from = m.sums + part * k_groups * kLanes + lane % kLanes;
 #pragma unroll 2
-    for (int group = 0; group < groups; ++group) sum += from[group * kLanes];
-  }
-  const float n = __shfl_sync(kAllLanes, sum, lane / kLanes * kLanes + i);
-  const float along = __shfl_sync(kAllLanes, sum, lane / kLanes * kLanes + kTokens + i);
+  for (int group = m.addends[lane].groups; group > 0; --group, from += kLanes) sum += *from;
+  const float other = __shfl_xor_sync(kAllLanes, sum, kLanes);
+  if (eight >= kV) sum += other;
+  const float n = __shfl_sync(kAllLanes, sum, eight * kLanes + i);
+  const float along = __shfl_sync(kAllLanes, sum, eight * kLanes + kTokens + i);
   const float key_n = __shfl_sync(kAllLanes, sum, kK * kLanes + i);
   const float value_along = __shfl_sync(kAllLanes, sum, kV * kLanes + kTokens + i);
-  if (part >= kParts || lane % kLanes >= kTokens) return;
+  if (eight >= kParts || lane % kLanes >= kTokens) return;
 
-  const bool unit_query = part == kQ && p.gates.query == QueryMap::unit;
-  const float r = 1 / sqrtf(unit_query ? n + static_cast<float>(kUnitEps) : key_n + p.gates.eps);
-  float alpha = r, gamma = 0;
-  if (part == kQ && !unit_query) alpha = 1;
-  if (unit_query) gamma = -r * r * r * along;
-  if (part == kV && p.gates.value == ValueMap::raw) alpha = 1;
-  if (part == kK) {
+  const bool unit_query = eight == kQ && p.gates.query == QueryMap::unit;
+  const bool unscaled = eight == kQ ? !unit_query : eight == kV && p.gates.value == ValueMap::raw;
+  const float r = rsqrtf(unit_query ? n + static_cast<float>(kUnitEps) : key_n + p.gates.eps);
+  float gamma = unit_query ? -r * r * r * along : 0;
+  if (eight == kK) {
     const StepInput<float> step{m.eta[row + i], key_n, p.gates.eps, m.position[row + i], *m.scalar};
-    const float d_n = visit_rule(p.gates.rule, StepOfRule{step, p.gates.factor}).d_n;
+    const float d_n = visit_rule(p.gates.rule, StepOfRule{step, SeqFactor::none}).d_n;
     const float beyond = p.gates.value == ValueMap::over_key_norm ? value_along : 0;
-    gamma = 2 * m.dbeta[row + i] * d_n - r * r * r * (along + beyond);
+    gamma = m.by_norm[row + i] * d_n - r * r * r * (along + beyond);
     m.n[row + i] = key_n;
   }
   const bool valid = i < left;
-  float* to = m.factors + (part * kTokens + i) * 2;
-  to[0] = valid ? alpha : 0;
-  to[1] = valid ? gamma : 0;
+  store_pair(m.factors + (eight * kTokens + i) * 2,
+             {{valid ? (unscaled ? 1.0f : r) : 0, valid ? gamma : 0}});
 }
 
 // ---- Gates -------------------------------------------------------------------------------------
@@ -224,12 +235,13 @@ __device__ void load_gates(const Backward<T, true>& p, const Course& at, const W
   if (threadIdx.x == 0) *m.scalar = head.scalar;
   const int threads = static_cast<int>(blockDim.x), rows = (at.steps + 1) * kTokens;
   for (int row = static_cast<int>(threadIdx.x); row < rows; row += threads) {
-    m.eta[row] = m.dbeta[row] = 0;
+    m.eta[row] = m.dbeta[row] = m.by_norm[row] = 0;
     m.position[row] = static_cast<float>(p.documents.before(at.b) + at.first + row + 1);
     if (row >= at.left()) continue;
     const int64_t token = at.token() + row;
     m.eta[row] = sigmoid(p.b.load(token, at.h) + head.b_bias);
     m.dbeta[row] = p.dbeta[token * p.dbeta_stride + at.h];
+    m.by_norm[row] = 2 * m.dbeta[row] * seq_factor(p.gates.factor, m.position[row]);
   }
 }
 
@@ -325,27 +337,26 @@ __device__ void measure(Slopes& slopes, float (&sums)[kLanes], const Carried& c,
   }
 }
 
-// The pair's dc, into dw if the step is `own`; emit(i, dx) gets the finished dx of the token three
-// before token i.
+// The pair's dc, into dw if the step is `own`; emit(dx) gets the finished dx of the tokens three
+// before the step's.
 template <class T, class Emit>
 __device__ void spread(Carried& c, const Slopes& slopes, const PackedPair<T> (&inputs)[kTokens],
                        const float* filter, const float* factors, bool own, Emit&& emit) {
   const PairFilter w(filter);
-  Pair dc[kTokens];
+  Pair dc[kTokens], dx[kTokens];
 #pragma unroll
   for (int i = 0; i < kTokens; ++i) {
     const Pair factor = unpack(load_pair(factors + 2 * i));
-    Pair dx;
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       dc[i][e] = factor[0] * slopes.dy[i][e] + factor[1] * slopes.y[i][e];
-      dx[e] = c.pending[0][e] + w.taps[e][0] * dc[i][e];
+      dx[i][e] = c.pending[0][e] + w.taps[e][0] * dc[i][e];
       c.pending[0][e] = c.pending[1][e] + w.taps[e][1] * dc[i][e];
       c.pending[1][e] = c.pending[2][e] + w.taps[e][2] * dc[i][e];
       c.pending[2][e] = w.taps[e][3] * dc[i][e];
     }
-    emit(i, dx);
   }
+  emit(dx);
   if (!own) return;
 #pragma unroll
   for (int i = 0; i < kTokens; ++i) {
@@ -378,6 +389,7 @@ __device__ void walk(const Backward<T, true>& p, const Course& at, const WalkSha
                    stream.dy + (token * p.s.H + at.h) * stream.dy_stride + channels.first,
                    static_cast<int>(stream.conv.stride),
                    p.s.H * static_cast<int>(stream.dy_stride)};
+  if (thread < 32) m.addends[thread] = Addends(thread, p.s.K, p.s.V);
   Carried c = {};
   m.dw_place[thread] =
       Share{p.s.K, p.s.V}.conv(channels.part) + channels.first * static_cast<int>(kConvWidth);
@@ -404,11 +416,13 @@ __device__ void walk(const Backward<T, true>& p, const Course& at, const WalkSha
     if (step < at.steps) cursor.next(ahead, left);
     __syncthreads();
     spread(c, slopes, in.x, filter, m.factors + channels.part * kTokens * 2, step < at.steps,
-           [&](int i, const Pair& value) {
-             const auto row = static_cast<unsigned>(step * kTokens + i - kTail);
-             if (row < rows) store_pair(dx + i * dx_step, value);
+           [&](const Pair(&values)[kTokens]) {
+             const bool inner = 0 < step && step < at.steps;  // nearly always
+#pragma unroll
+             for (int i = 0; i < kTokens; ++i, dx += dx_step)
+               if (inner || static_cast<unsigned>(step * kTokens + i - kTail) < rows)
+                 store_pair(dx, values[i]);
            });
-    dx += kTokens * dx_step;
   }
   float* dw = block_share(p) + m.dw_place[thread];
 #pragma unroll

@@ -93,6 +93,11 @@ __device__ inline void find_starts(const DocumentMap& documents, int b, int64_t 
   }
 }
 
+// Whether one of the first `count` of them is set, 64 < count <= 96.
+__device__ inline bool starts_within(const uint32_t* words, int count) {
+  return (words[0] | words[1] | (words[2] & ((1u << (count - 64)) - 1))) != 0;
+}
+
 // Bit i: token t - 3 + i starts a document; t <= 64 counts within the tile. Threads without a token
 // ask too, and ignore the answer.
 __device__ inline uint32_t starts_around(const uint32_t* words, int t) {

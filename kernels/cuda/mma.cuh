@@ -14,13 +14,12 @@
 
 #include <cstring>
 
-#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/vector.cuh"
 
 namespace kla::KLA_BACKEND {
 
 inline constexpr int kBlock = 16;
-inline constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
 __device__ inline int lane_index() {
   return static_cast<int>(threadIdx.x % 32);

@@ -40,7 +40,8 @@ struct BackwardArgs {
   Rows<T> dy;
   Rows<float> x;
   const float *w, *rstd;
-  int64_t M, D, rows_per_block;
+  int M, D, rows_per_block;
+  float per_column;  // 1 / D
 };
 
 // A thread's share of dw: in registers where it has one vector of columns, otherwise in shared
@@ -49,51 +50,60 @@ template <int N, bool kOneTurn>
 struct WeightGradient {
   float own[N] = {};
   float* shared;
-  __device__ float& at(int64_t c, int i) { return kOneTurn ? own[i] : shared[c + i]; }
+  __device__ float& at(int c, int i) { return kOneTurn ? own[i] : shared[c + i]; }
 };
 
-// kOneTurn: the block's threads hold a whole row, so that it is read once.
+constexpr int kMostThreads = 768;
+
+// kOneTurn: the block's threads hold a whole row, so that it is read once. Two blocks of the most
+// threads fit a multiprocessor then, four of 384 (D = 1536), which the grid fills twice.
 template <class T, int N, bool kOneTurn>
-__global__ void rms_norm_backward_kernel(BackwardArgs<T> a) {
+__global__ void __launch_bounds__(kMostThreads, kOneTurn ? 2 : 1)
+    rms_norm_backward_kernel(BackwardArgs<T> a) {
   SharedMemory shared;
   float* slots = shared.array<float>(2 * kWarp);  // of even and odd rows
   WeightGradient<N, kOneTurn> dw;
-  if constexpr (!kOneTurn) dw.shared = shared.array<float>(static_cast<int>(a.D));
-  const int64_t step = int64_t{blockDim.x} * N, begin = int64_t{threadIdx.x} * N;
-  for (int64_t c = begin; c < a.D; c += step)
+  if constexpr (!kOneTurn) dw.shared = shared.array<float>(a.D);
+  const int step = static_cast<int>(blockDim.x) * N, begin = static_cast<int>(threadIdx.x) * N;
+  for (int c = begin; c < a.D; c += step)
     for (int i = 0; i < N; ++i) dw.at(c, i) = 0;
 
-  const int64_t first = blockIdx.x * a.rows_per_block;
-  const int64_t last = first + a.rows_per_block < a.M ? first + a.rows_per_block : a.M;
-  float dy[N] = {}, x[N] = {}, w[N] = {}, residual[N] = {};
-  const auto load_row = [&](int64_t m, int64_t c) {
-    load(dy, a.dy[m] + c);
-    load(x, a.x[m] + c);
-    load(w, a.w + c);
-    if (a.dresidual.data) load(residual, a.dresidual[m] + c);
+  const int first = static_cast<int>(blockIdx.x) * a.rows_per_block;
+  const int last = min(first + a.rows_per_block, a.M);
+  float dy[N], x[N], w[N], residual[N] = {};
+  if (kOneTurn && begin < a.D) load(w, a.w + begin);
+  const auto load_row = [&](int m, int c) {
+    load(dy, a.dy.data + elements_before(m, a.dy.stride) + c);
+    load(x, a.x.data + elements_before(m, a.x.stride) + c);
+    if constexpr (!kOneTurn) load(w, a.w + c);
+    if (a.dresidual.data)
+      load(residual, a.dresidual.data + elements_before(m, a.dresidual.stride) + c);
   };
-  for (int64_t m = first; m < last; ++m) {
+  for (int m = first; m < last; ++m) {
     const float r = a.rstd[m];
     float along = 0;
-    for (int64_t c = begin; c < a.D; c += step) {
+    for (int c = begin; c < a.D; c += step) {
       load_row(m, c);
       for (int i = 0; i < N; ++i) {
         const float dy_xhat = dy[i] * (x[i] * r);
         dw.at(c, i) += dy_xhat;
         along += dy_xhat * w[i];
       }
+      if (kOneTurn) break;
     }
-    const float mean = block_sum(along, slots + m % 2 * kWarp) / static_cast<float>(a.D);
-    for (int64_t c = begin; c < a.D; c += step) {
+    const float mean = block_sum(along, slots + m % 2 * kWarp) * a.per_column;
+    for (int c = begin; c < a.D; c += step) {
       if constexpr (!kOneTurn) load_row(m, c);
       float sum[N];
       for (int i = 0; i < N; ++i) sum[i] = residual[i] + r * (dy[i] * w[i] - x[i] * r * mean);
-      store(a.dx[m] + c, sum);
-      if (a.dx_copy.data) store(a.dx_copy[m] + c, sum);
+      store(a.dx.data + elements_before(m, a.dx.stride) + c, sum);
+      if (a.dx_copy.data) store(a.dx_copy.data + elements_before(m, a.dx_copy.stride) + c, sum);
+      if (kOneTurn) break;
     }
   }
-  for (int64_t c = begin; c < a.D; c += step)
-    for (int i = 0; i < N; ++i) a.partial[blockIdx.x * a.D + c + i] = dw.at(c, i);
+  float* share = a.partial + elements_before(static_cast<int>(blockIdx.x), a.D);
+  for (int c = begin; c < a.D; c += step)
+    for (int i = 0; i < N; ++i) share[c + i] = dw.at(c, i);
 }
 
 void forward(Context& context, const RmsNormForward& a) {
@@ -112,6 +122,7 @@ void forward(Context& context, const RmsNormForward& a) {
 
 void backward(Context& context, const RmsNormBackward& a) {
   const int64_t M = a.x.rows(), D = a.x.cols(), blocks = partial_sum_blocks(M);
+  KLA_CHECK(M < int64_t{1} << 31, "too many rows for 32 bits");
   const ArenaScope scope(*context.scratch);
   const View partial = context.scratch->allocate(DType::f32, {blocks, D});
   visit_compute(context, [&]<class T>(T) {
@@ -124,13 +135,14 @@ void backward(Context& context, const RmsNormBackward& a) {
         .x = rows<float>(a.x),
         .w = pointer<float>(a.w),
         .rstd = pointer<float>(a.rstd),
-        .M = M,
-        .D = D,
-        .rows_per_block = blocks ? (M + blocks - 1) / blocks : 0,
+        .M = static_cast<int>(M),
+        .D = static_cast<int>(D),
+        .rows_per_block = static_cast<int>(blocks ? (M + blocks - 1) / blocks : 0),
+        .per_column = 1.0f / static_cast<float>(D),
     };
     visit_width<kFloatVector>(
         [&]<int N>(Width<N>) {
-          const unsigned threads = row_threads(D, N, 1024);
+          const unsigned threads = row_threads(D, N, kMostThreads);
           const bool one_turn = D <= int64_t{threads} * N;
           SharedSize size;
           size.array<float>(2 * kWarp);

@@ -5,7 +5,6 @@
 
 #include <initializer_list>
 
-#include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/reduce.cuh"
 
 namespace kla::KLA_BACKEND {
@@ -50,12 +49,6 @@ __device__ T from_float(float x) {
     return x;
 }
 
-// The bits of two neighbours, rounded to bf16; the first in the lower half.
-__device__ inline uint32_t pack_bf16(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
 template <class T>
 __device__ PackedQuad<T> pack(const Quad& q) {
   PackedQuad<T> p;
@@ -76,7 +69,10 @@ __device__ PackedQuad<T> load_quad(const T* p) {
 
 template <bool kAligned, class T>
 __device__ void store_quad(T* p, const Quad& q) {
-  if constexpr (kAligned) {
+  if constexpr (kAligned && sizeof(T) == 2) {  // as one number: two might be stored one by one
+    const uint64_t low = pack_bf16(q[0], q[1]), high = pack_bf16(q[2], q[3]);
+    *reinterpret_cast<uint64_t*>(p) = high << 32 | low;
+  } else if constexpr (kAligned) {
     *reinterpret_cast<PackedQuad<T>*>(p) = pack<T>(q);
   } else {
     for (int i = 0; i < 4; ++i) p[i] = from_float<T>(q[i]);
@@ -105,11 +101,6 @@ inline void require_head_dims(int64_t K, int64_t V) {
   };
   require("model.key_head_dim", K, kMaxKeyDim);
   require("model.value_head_dim", V, kMaxValueDim);
-}
-
-// 1 / (1 + e^-x), good to a few ulp over the whole range of f32.
-__device__ inline float sigmoid_fast(float x) {
-  return reciprocal_fast(1 + exp2_fast(-1.4426950408889634f * x));
 }
 
 }  // namespace kla::KLA_BACKEND

@@ -1,4 +1,4 @@
-// Sums whose order depends on shapes alone: over lanes by halves, over warps and over rows of
+// Sums whose order depends on shapes alone: over lanes and over warps by halves, over rows of
 // partial sums one after the other. No atomics, so the same input gives the same bits.
 #pragma once
 
@@ -21,9 +21,8 @@ __device__ inline T block_sum(T x, T* slots) {
   x = group_sum(x, kWarp);
   if (threadIdx.x % kWarp == 0) slots[threadIdx.x / kWarp] = x;
   __syncthreads();
-  T sum = 0;
-  for (unsigned warp = 0; warp < blockDim.x / kWarp; ++warp) sum += slots[warp];
-  return sum;
+  const unsigned lane = threadIdx.x % kWarp;
+  return group_sum(lane < blockDim.x / kWarp ? slots[lane] : T{0}, kWarp);
 }
 
 // The same for the largest; a NaN counts as smallest.

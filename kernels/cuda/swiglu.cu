@@ -13,7 +13,7 @@ __global__ void swiglu_forward_kernel(Rows<T> y, Rows<T> gate, Rows<T> up, int64
     float z[N], u[N];
     load(z, gate[m] + c);
     load(u, up[m] + c);
-    for (int i = 0; i < N; ++i) z[i] = silu(z[i]).value * u[i];
+    for (int i = 0; i < N; ++i) z[i] = silu<T>(z[i]).value * u[i];
     store(y[m] + c, z);
   }
 }
@@ -28,7 +28,7 @@ __global__ void swiglu_backward_kernel(Rows<T> dgate, Rows<T> dup, Rows<T> dy, R
     load(u, up[m] + c);
     load(dout, dy[m] + c);
     for (int i = 0; i < N; ++i) {
-      const Silu s = silu(z[i]);
+      const Silu s = silu<T>(z[i]);
       z[i] = dout[i] * u[i] * s.slope;
       u[i] = dout[i] * s.value;
     }

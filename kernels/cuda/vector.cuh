@@ -3,9 +3,11 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <type_traits>
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ptx.cuh"
 
 namespace kla::KLA_BACKEND {
 
@@ -17,25 +19,66 @@ inline constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 inline constexpr int kVector = 8;
 inline constexpr int kFloatVector = 4;
 
-// N elements in memory; one 16-byte access each where they fill it.
+// The bits of two neighbours, rounded to bf16; the first in the lower half.
+__device__ inline uint32_t pack_bf16(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// N elements in memory; one 16-byte access each where they fill it. bf16 is kept in pairs: as
+// elements they would take a register each.
+template <int N, class T>
+inline constexpr int kPackedBytes = N * sizeof(T) < 16 ? N * sizeof(T) : 16;
 template <class T, int N>
-struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Packed {
+struct alignas(kPackedBytes<N, T>) Packed {
   T element[N];
+
+  __device__ float get(int i) const { return static_cast<float>(element[i]); }
+  __device__ void set(const float (&values)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) element[i] = static_cast<T>(values[i]);
+  }
+};
+template <int N>
+requires(N % 2 == 0) struct alignas(kPackedBytes<N, bfloat16>) Packed<bfloat16, N> {
+  uint32_t pair[N / 2];
+
+  __device__ float get(int i) const {  // bf16 is the upper half of an f32
+    return __uint_as_float(i % 2 ? pair[i / 2] & 0xFFFF0000u : pair[i / 2] << 16);
+  }
+  __device__ void set(const float (&values)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i += 2) pair[i / 2] = pack_bf16(values[i], values[i + 1]);
+  }
 };
 
 template <int N, class T>
-__device__ inline void load(float (&values)[N], const T* from) {
-  const Packed<T, N> packed = *reinterpret_cast<const Packed<T, N>*>(from);
+__device__ inline Packed<T, N> load_packed(const T* from) {
+  return *reinterpret_cast<const Packed<T, N>*>(from);
+}
+template <class T, int N>
+__device__ inline void unpack(float (&values)[N], const Packed<T, N>& packed) {
 #pragma unroll
-  for (int i = 0; i < N; ++i) values[i] = static_cast<float>(packed.element[i]);
+  for (int i = 0; i < N; ++i) values[i] = packed.get(i);
+}
+template <int N, class T>
+__device__ inline void load(float (&values)[N], const T* from) {
+  unpack(values, load_packed<N>(from));
 }
 
 template <int N, class T>
 __device__ inline void store(T* to, const float (&values)[N]) {
   Packed<T, N> packed;
-#pragma unroll
-  for (int i = 0; i < N; ++i) packed.element[i] = static_cast<T>(values[i]);
-  *reinterpret_cast<Packed<T, N>*>(to) = packed;
+  packed.set(values);
+  if constexpr (sizeof packed == 8)  // as one number: two might be stored one by one
+    *reinterpret_cast<uint64_t*>(to) = std::bit_cast<uint64_t>(packed);
+  else
+    *reinterpret_cast<Packed<T, N>*>(to) = packed;
+}
+
+// Elements before a row of a matrix: one instruction, as neither factor needs 64 bits.
+__device__ inline uint64_t elements_before(int row, int64_t stride) {
+  return uint64_t{static_cast<unsigned>(row)} * static_cast<unsigned>(stride);
 }
 
 // A matrix as a kernel sees it: rows `stride` elements apart.
@@ -76,11 +119,18 @@ inline unsigned row_threads(int64_t cols, int N, unsigned most = 256) {
   return kWarp * static_cast<unsigned>(std::clamp<int64_t>(warps, 1, most / kWarp));
 }
 
+// 1 / (1 + e^-x), good to a few ulp, and |x| more where it is small.
+__device__ inline float sigmoid_fast(float x) {
+  return reciprocal_fast(1 + exp2_fast(-1.4426950408889634f * x));
+}
+
+// x sig(x) and its derivative. What is rounded to bf16 needs no better than sigmoid_fast.
 struct Silu {
-  float value, slope;  // x sig(x) and its derivative
+  float value, slope;
 };
-__device__ inline Silu silu(float x) {
-  const float s = 1.0f / (1.0f + expf(-x));
+template <class T>
+__device__ Silu silu(float x) {
+  const float s = sizeof(T) == 2 ? sigmoid_fast(x) : 1.0f / (1.0f + expf(-x));
   return {x * s, s * (1.0f + x * (1.0f - s))};
 }
 
