@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Registers, shared memory, stack and spills of every CUDA kernel of a build, as ptxas told them when it was
-compiled. Fails if a kernel of the mixer (mixer_prep*.cu, delta_*.cu) spills registers, but for the variants of delta_*.cu
-in MAY_SPILL: f32 with keys wider than 48 (tests), bf16 with keys wider than 128.
+"""Registers, static shared memory, stack and spills of every CUDA kernel of a build, as ptxas told them when it was
+compiled. Fails if a kernel of the mixer (mixer_prep*.cu, delta_*.cu) spills registers. Most shared memory is dynamic, which
+ptxas does not see: kernels/README.md lists it, and the device simt refuses a launch beyond 163 KiB.
 
     tools/kernel_report.py build/cuda
     tools/kernel_report.py --compile COMMAND...   # what the build does: COMMAND, ptxas's remarks kept in OBJECT.ptxas
@@ -12,7 +12,6 @@ import subprocess
 import sys
 
 MIXER = re.compile(r"mixer_prep|delta_")
-MAY_SPILL = re.compile(r"_kernel<(float, (96|128|256)|__nv_bfloat16, 256)>")
 ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(\S+)'")
 FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"Used (\d+) registers")
@@ -54,14 +53,14 @@ def report(build):
     files = sorted(pathlib.Path(build).glob("CMakeFiles/kla_kernels_cuda.dir/**/*.ptxas"))
     if not files:
         sys.exit(f"kernel_report: {build} holds no CUDA objects\n  build it first: make cuda")
-    print(f"{'file':<22} {'arch':<7} {'regs':>4} {'shared':>6} {'stack':>5} {'spill':>5}  kernel")
+    print(f"{'file':<22} {'arch':<7} {'regs':>4} {'static':>6} {'stack':>5} {'spill':>5}  kernel")
     spills = 0
     for path in files:
         source = path.name.split(".")[0]
         found = list(kernels(path.read_text(encoding="utf-8").splitlines()))
         for (_, arch, registers, shared, stack, spilled), name in zip(found, readable([f[0] for f in found])):
             print(f"{source:<22} {arch:<7} {registers:>4} {shared:>6} {stack:>5} {spilled:>5}  {name}")
-            if spilled and MIXER.match(source) and not (source.startswith("delta_") and MAY_SPILL.search(name)):
+            if spilled and MIXER.match(source):
                 spills += 1
                 print(f"kernel_report: {name} spills registers", file=sys.stderr)
     return 1 if spills else 0

@@ -145,15 +145,15 @@ __device__ __forceinline__ void walk_values(SumsOf<T, kK>& sums, const BackwardA
 // dP -> B = s Gam o dP over P, and N X^T -> dA = -Gam o N X^T over Tg; Z = dP o P + dA o A.
 template <class T, int kK>
 __device__ __forceinline__ void make_squares(const SumsOf<T, kK>& sums,
-                                             const BackwardMemory<T, kK>& m, const Share& share,
-                                             float scale) {
+                                             const BackwardMemory<T, kK>& m, float scale) {
   using Layout = BackwardShape<T, kK>;
-  const int lane = lane_index();
+  const int thread = thread_index();  // anew: addresses kept from before the walk would spill
+  const int lane = thread % 32, warp = thread / 32;
 #pragma unroll
   for (int pass = 0; pass < 2; ++pass) {
 #pragma unroll
     for (int s = 0; s < Layout::kSquares; ++s) {
-      const int index = share.warp + s * Layout::kWarps;
+      const int index = warp + s * Layout::kWarps;
       if (index / kLowerBlocks != pass) continue;
       const BlockIndex block(index % kLowerBlocks);
       const Tile<T> tile = (pass == 0 ? m.P : m.inverse).block(index % kLowerBlocks);
@@ -355,6 +355,12 @@ __device__ inline TokenSums token_sums(const RowSums& sums) {
           .states = lane < kMostParts * kTokenBlocks ? sums.states[lane] : 0};
 }
 
+// The sum over the lanes of a warp to its place.
+__device__ inline void add_states(float& to, float states) {
+  for (int lanes = 1; lanes < 32; lanes *= 2) states += __shfl_xor_sync(kAllLanes, states, lanes);
+  if (lane_index() == 0) to += states;
+}
+
 // The gradients of one chunk. On entry its gates are made; with two stages, its keys, queries and
 // T0 have come too, and so has its first tile of values.
 template <class T, int kK, class Prefetch>
@@ -363,9 +369,8 @@ __device__ __forceinline__ void chunk_gradients(const BackwardArgs<T>& a, const 
                                                 Prefetch&& prefetch) {
   using Layout = BackwardShape<T, kK>;
   const int K = a.in.K;
-  float states = 0;
 #pragma unroll 1
-  for (int first = 0; first < K; first += Layout::kColumns) {
+  for (int first = 0; first < kK && first < K; first += Layout::kColumns) {
     const int columns = K - first < Layout::kColumns ? K - first : Layout::kColumns;
     if constexpr (Layout::kStages == 1) {
       __syncthreads();  // the triangles and q of the last columns have been read
@@ -381,13 +386,13 @@ __device__ __forceinline__ void chunk_gradients(const BackwardArgs<T>& a, const 
       m.copy_tile_of_values(a, p, 0);
     }
     SumsOf<T, kK> sums;
-    const Share share = share_of<Layout::kBlocks>(warp, first, columns);
-    walk_values(sums, a, p, m, share);
+    walk_values(sums, a, p, m, share_of<Layout::kBlocks>(warp, first, columns));
+    const Share share = share_of<Layout::kBlocks>(thread_index() / 32, first, columns);  // anew
     prefetch();
-    states += sums.states;
+    add_states(m.sums->states[warp], sums.states);
     set_row_sums(m.sums->vN[share.part], share.i, sums.vN[0], sums.vN[1]);
     add_state_terms(sums, m, share);
-    make_squares(sums, m, share, a.in.scale);
+    make_squares(sums, m, a.in.scale);
     sum_rectangles(m.Z(), m.sums->rectangle);
     if (!Layout::kKeepQ) {
       __syncthreads();
@@ -399,8 +404,6 @@ __device__ __forceinline__ void chunk_gradients(const BackwardArgs<T>& a, const 
     query_gradient(sums, m, a, p, share);
     key_gradient(sums, m, a, p, share);
   }
-  for (int lanes = 1; lanes < 32; lanes *= 2) states += __shfl_xor_sync(kAllLanes, states, lanes);
-  if (lane_index() == 0) m.sums->states[warp] = states;
   __syncthreads();
   if (warp == 0) write_scalars(a, p, *m.gates, token_sums(*m.sums));
 }
@@ -427,12 +430,15 @@ __global__ void __launch_bounds__(BackwardShape<T, kK>::kThreads, 1)
     }
     if (warp == Layout::kWarps - 1) make_gates(m.gates[1], GateInputs(in, p));
   };
+  const auto next = [&] {  // by the place in shared memory: the walk needs the register
+    return static_cast<int>(chunk_index(in, *m.place)) + static_cast<int>(gridDim.x);
+  };
   fetch(static_cast<int>(blockIdx.x));
 #pragma unroll 1
-  for (int chunk = static_cast<int>(blockIdx.x); chunk < chunks;
-       chunk += static_cast<int>(gridDim.x)) {
+  for (int chunk = static_cast<int>(blockIdx.x); chunk < chunks; chunk = next()) {
     cp_async_wait<0>();
     __syncthreads();  // the gates and first tiles are there, the last chunk's sums have been read
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x);
          i < static_cast<int>(sizeof(RowSums) / sizeof(float)); i += Layout::kThreads)
       reinterpret_cast<float*>(m.sums)[i] = 0;
@@ -440,8 +446,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kK>::kThreads, 1)
     m.take_waiting();
     __syncthreads();
     chunk_gradients(a, *m.place, m, warp, [&] {
-      const int next = chunk + static_cast<int>(gridDim.x);
-      if (next < chunks) fetch(next);
+      if (next() < chunks) fetch(next());
     });
   }
 }
@@ -451,6 +456,7 @@ void launch_backward(const Context& context, const DeltaChunkBackward& a) {
   if constexpr (BackwardShape<T, kK>::kFast)  // an A100 takes the wider kernel, which needs less
     if (!has_shared_memory(BackwardMemory<T, kK>::bytes()))
       return launch_backward<T, 128>(context, a);
+  static_assert(BackwardShape<T, kK>::kFast || BackwardMemory<T, kK>::bytes() <= kSharedMemory);
   const int64_t B = a.in.q.dim(0), H = a.in.q.dim(2), NC = a.in.T_zero.dim(1);
   const BackwardArgs<T> args = backward_args<T>(a);
   const int chunks = static_cast<int>(B * NC * H);

@@ -39,9 +39,10 @@ struct BackwardShape {
   static constexpr int kVTile = kFast ? 96 : (sizeof(T) == 2 ? 64 : 32) / (kWide ? 2 : 1);
   static constexpr int kStages = kFast ? 2 : 1;
   static constexpr int kSquares =
-      (2 * kLowerBlocks + kWarps - 1) / kWarps;                // 16x16 blocks of dP, dA a warp
-  static constexpr bool kKeepQ = sizeof(T) == 2 || kK <= 128;  // else read again at the end
-  static constexpr int kColumns = kK < 128 ? kK : 128;         // of the keys, at a time
+      (2 * kLowerBlocks + kWarps - 1) / kWarps;                   // 16x16 blocks of dP, dA a warp
+  static constexpr bool kKeepQ = sizeof(T) == 2 || kK <= 128;     // else read again at the end
+  static constexpr int kMostColumns = sizeof(T) == 2 ? 128 : 64;  // split operands take registers
+  static constexpr int kColumns = kK < 128 ? kK : kMostColumns;   // of the keys, at a time
   static constexpr int kBlocks = (kColumns / kBlock + kParts - 1) / kParts;  // a warp
   static constexpr bool kEven =
       kBlocks * kParts * kBlock == kColumns;  // every warp has all of them
@@ -95,7 +96,7 @@ struct BackwardMemory {
     q = {work, Layout::kKeyStride};
     if constexpr (Layout::kKeepQ) q.data = shared.array<T>(Layout::kQElements);
   }
-  static size_t bytes() {
+  static constexpr size_t bytes() {
     SharedSize size;
     size.array<T>(Layout::kQElements);
     size.array<T>(Triangle<T>::kElements);

@@ -488,7 +488,6 @@ struct Chunk {
 // gates of the next chunk with its first tile.
 __global__ void __launch_bounds__(kThreads, 1)
     backward_wgmma_kernel(BackwardArgs<bfloat16> a, int chunks) {
-#ifdef KLA_HAS_WGMMA
   SharedMemory shared;
   const Memory memory(shared);
   const Feed feed{a, memory};
@@ -547,7 +546,6 @@ __global__ void __launch_bounds__(kThreads, 1)
                      .states = lane_index() < 4 ? s.states[lane_index()] : 0});
     }
   }
-#endif
 }
 
 }  // namespace

@@ -7,6 +7,10 @@
 
 namespace kla::KLA_BACKEND {
 
+// Where a warp's rows of the state lie in shared memory: delta_scan_wide.cuh.
+template <class T, int kK>
+inline constexpr bool kStateInShared = sizeof(T) == 4 || kK > 128;
+
 // Both scans: a block walks over the chunks of one head, in steps; a warp owns 16 columns of V and
 // keeps their rows of the transposed state in accumulators, K/2 registers a lane, from the first
 // step to the last. Where it looks ahead, a step is one barrier: while its products run, the tiles
@@ -14,9 +18,10 @@ namespace kla::KLA_BACKEND {
 // warps are early. Else a step fetches its own.
 template <class T, int kK>
 struct ScanShape {
-  static constexpr bool kAhead = sizeof(T) == 2 && kK <= 96;
+  static_assert(!kStateInShared<T, kK>);
+  static constexpr bool kAhead = kK <= 96;
   static constexpr int kStages = kAhead ? 3 : 1, kTriangles = kAhead ? 2 : 1;
-  static constexpr int kMaxWarps = kAhead ? 12 : sizeof(T) == 4 && kK > 128 ? 1 : 6;
+  static constexpr int kMaxWarps = kAhead ? 12 : 6;
   static constexpr int kThreads = 32 * kMaxWarps;
   static constexpr int kStride = padded<T>(kK);
 

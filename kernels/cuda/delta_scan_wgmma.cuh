@@ -154,10 +154,8 @@ struct Feed {
     for (int first = 0; first < kLowerBlocks; first += kWarps) {
       if (first + warp >= kLowerBlocks) break;
       const BlockIndex block(first + warp);
-      const GatedBlock gated = gated_block<kK>(block, to.inverse, to.q, to.k, *to.gates, in.scale);
-      __syncwarp();
-      store(to.P.block(block.i, block.j), 0, 0, gated.P);
-      store(to.inverse.block(block.i, block.j), 0, 0, gated.inverse);
+      gate_block(to.inverse, to.P, block, product_abt<kK>(to.q, block.i, to.k, block.j), *to.gates,
+                 in.scale);
     }
   }
   __device__ void meet() const {

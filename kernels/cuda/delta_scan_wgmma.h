@@ -2,6 +2,7 @@
 // multiple of 64, compute capability 9.0.
 #pragma once
 
+#include "kernels/cuda/runtime.h"
 #include "kernels/ops.h"
 
 namespace kla::KLA_BACKEND {

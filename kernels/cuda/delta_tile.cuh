@@ -288,10 +288,10 @@ __device__ inline void make_gates(Gates& out, const GateInputs& in) {
 
 // ---- Products ----------------------------------------------------------------------------------
 
-// rows i of a times rows j of b, summed over their kK columns.
+// c plus rows i of a times rows j of b, summed over their kK columns.
 template <int kK, class TileA, class TileB>
-__device__ Accumulator product_abt(const TileA& a, int i, const TileB& b, int j) {
-  Accumulator c;
+__device__ Accumulator product_abt(const TileA& a, int i, const TileB& b, int j,
+                                   Accumulator c = {}) {
 #pragma unroll
   for (int k = 0; k < kK; k += kBlock)
     multiply_add(c, load_a(a, i * kBlock, k), load_b_transposed(b, j * kBlock, k));
@@ -312,11 +312,11 @@ struct GatedBlock {
   Accumulator inverse, P;
 };
 // Gam o T0 and P = s Gam o Q K^T of one block; `inverse` holds T0.
-template <int kK, class AnyTriangle, class TileQ, class TileK>
+template <class AnyTriangle>
 __device__ __forceinline__ GatedBlock gated_block(const BlockIndex& block,
-                                                  const AnyTriangle& inverse, const TileQ& q,
-                                                  const TileK& k, const Gates& gates, float scale) {
-  GatedBlock gated{.inverse = {}, .P = product_abt<kK>(q, block.i, k, block.j)};
+                                                  const AnyTriangle& inverse, const Accumulator& QK,
+                                                  const Gates& gates, float scale) {
+  GatedBlock gated;
   const auto T0 = load_a(inverse.block(block.i, block.j), 0, 0);
   const TwoRows rows = two_rows(gates, block.i * kBlock);
 #pragma unroll
@@ -324,21 +324,29 @@ __device__ __forceinline__ GatedBlock gated_block(const BlockIndex& block,
     const Gates::Row& i = rows.of(e);
     const int j = block.j * kBlock + column_of(e);
     const float Gam = gates.between(i, j);
-    gated.P[e] = i.reaches(j) ? scale * Gam * gated.P[e] : 0;
+    gated.P[e] = i.reaches(j) ? scale * Gam * QK[e] : 0;
     gated.inverse[e] = i.reaches(j) ? Gam * value(T0, e) : 0;
   }
   return gated;
 }
+// The same to its places, Gam o T0 in that of T0.
+template <class AnyTriangle>
+__device__ __forceinline__ void gate_block(const AnyTriangle& inverse, const AnyTriangle& P,
+                                           const BlockIndex& block, const Accumulator& QK,
+                                           const Gates& gates, float scale) {
+  const GatedBlock gated = gated_block(block, inverse, QK, gates, scale);
+  __syncwarp();
+  store(P.block(block.i, block.j), 0, 0, gated.P);
+  store(inverse.block(block.i, block.j), 0, 0, gated.inverse);
+}
 
-// Both triangles, Gam o T0 in the place of T0. The block's warps share the ten blocks.
+// Both triangles. The block's warps share the ten blocks.
 template <int kK, class AnyTriangle, class AnyTile>
 __device__ void gate_triangles(const AnyTriangle& inverse, const AnyTriangle& P, const AnyTile& q,
                                const AnyTile& k, const Gates& gates, float scale) {
   for (int index = warp_index(); index < kLowerBlocks; index += warp_count()) {
-    const GatedBlock gated = gated_block<kK>(BlockIndex(index), inverse, q, k, gates, scale);
-    __syncwarp();
-    store(P.block(index), 0, 0, gated.P);
-    store(inverse.block(index), 0, 0, gated.inverse);
+    const BlockIndex block(index);
+    gate_block(inverse, P, block, product_abt<kK>(q, block.i, k, block.j), gates, scale);
   }
 }
 

@@ -15,9 +15,7 @@
 namespace kla::KLA_BACKEND {
 namespace {
 
-// What our kernels are laid out for: shared memory of a block on sm_80, and bf16 tensor cores.
-constexpr size_t kSharedMemory = 163 * 1024;
-constexpr int kOldestMajor = 8;
+constexpr int kOldestMajor = 8;  // the first with bf16 tensor cores
 
 // Two page-locked buffers: the host fills one while the device copies out of the other. A batch of
 // tokens fits one, weights go through in pieces.

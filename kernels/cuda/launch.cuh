@@ -34,6 +34,10 @@ struct Shape {
   size_t shared_bytes = 0;  // dynamic, as SharedSize counts
 };
 
+// What a block may take on every GPU we run on (sm_80 has the least): kernels that take more ask
+// has_shared_memory() first.
+inline constexpr size_t kSharedMemory = 163 * 1024;
+
 // Bytes that a sequence of SharedMemory::array() calls takes; the host's side of a kernel's layout.
 class SharedSize {
  public:

@@ -318,13 +318,6 @@ __device__ inline void store_global(float* to, int64_t row_stride, int rows, con
       *reinterpret_cast<float2*>(to + row_of(e) * row_stride + column_of(e)) =
           make_float2(c[e], c[e + 1]);
 }
-__device__ inline void store_global(float* to, int64_t row_stride, int rows,
-                                    const OperandA<float>& a) {
-  Accumulator c;
-#pragma unroll
-  for (int e = 0; e < 8; ++e) c[e] = a.x[e];
-  store_global(to, row_stride, rows, c);
-}
 __device__ inline Accumulator load_global(const float* from, int64_t row_stride) {
   Accumulator c;
 #pragma unroll

@@ -12,14 +12,12 @@
 
 #ifdef KLA_SIMT
 #include "tests/simt/wgmma.h"
-#define KLA_HAS_WGMMA 1
 #else
 
 #include <cstdint>
 
 #include "kernels/cuda/ptx.cuh"
 
-// What is compiled for another architecture must not reach these.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 #define KLA_HAS_WGMMA 1
 #endif
@@ -162,6 +160,22 @@ __device__ __forceinline__ void warpgroup_multiply(Block (&c)[kCount], SharedOpe
 #undef KLA_BLOCK
 #undef KLA_OPERANDS
 }
+
+#else  // compiled for another architecture too, where a launch must fail, not compute nothing
+
+__device__ inline void share_with_tensor_cores() {}
+__device__ inline void warpgroup_begin() {
+  __trap();
+}
+__device__ inline void warpgroup_commit() {}
+template <int kPending>
+__device__ inline void warpgroup_wait() {}
+template <int kFirst, int kCount, bool kTransposed, bool kAdd, class Block, int kAll>
+__device__ __forceinline__ void warpgroup_multiply(Block (&)[kAll], const uint32_t (&)[4],
+                                                   SharedOperand) {}
+template <int kCount, bool kTransposedA, bool kTransposedB, bool kAdd, class Block>
+__device__ __forceinline__ void warpgroup_multiply(Block (&)[kCount], SharedOperand,
+                                                   SharedOperand) {}
 
 #endif  // KLA_HAS_WGMMA
 

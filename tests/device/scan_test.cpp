@@ -121,6 +121,14 @@ TEST(DeviceScan, TakesWholeWarpgroups) {
   }
 }
 
+// Heads apart by more than a slab of keys, a short last slab, an odd number of V columns.
+TEST(DeviceScan, TakesWideKeysOfSeveralHeads) {
+  DeltaProblem p = draw_problem({.B = 2, .T = 65, .H = 2, .K = 208, .V = 80}, Decay::mixed, 0.3);
+  expect_scan(p, "mixed decay");
+  reset_at(p, {3, 64, 65 + 40});
+  expect_scan(p, "resets");
+}
+
 TEST(DeviceScan, StandsEveryDecayWithCorrelatedKeysOrLargeGain) {
   constexpr DeltaShape kShape{.T = 70, .H = 2, .K = 48, .V = 96};
   for (Decay decay : kDecays) {
