@@ -46,7 +46,7 @@ sanitize: setup
 	@echo "== building the kernels' tests with sanitizers into build/asan"
 	@cmake --preset asan
 	@cmake --build build/asan -j $(JOBS) --target test_simt test_kernels test_device
-	@printf '%s\n' "test_simt 1 0" "test_device 2 0" "test_device 2 1" "test_kernels 1 0" | xargs -P $(JOBS) -L 1 sh -c \
+	@printf '%s\n' test_device\ 6\ {0..5} test_kernels\ 2\ {0,1} "test_simt 1 0" | xargs -P $(JOBS) -L 1 sh -c \
 	  'GTEST_TOTAL_SHARDS=$$1 GTEST_SHARD_INDEX=$$2 build/asan/tests/$$0 --gtest_brief=1 || exit 255'
 
 bench: build

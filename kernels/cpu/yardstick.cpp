@@ -5,21 +5,15 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <thread>
 
+#include "core/clock.h"
 #include "kernels/cpu/blocks.h"
 #include "kernels/cpu/panel_gemm.h"
 
 namespace kla::cpu {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 constexpr int64_t kCopied = 1 << 24;  // floats: 64 MB, more than a cache holds
 

@@ -1,5 +1,4 @@
 // kla generate: continues a prompt; the text streams to stdout as it is made.
-#include <chrono>
 #include <cstdio>
 #include <iostream>
 #include <iterator>
@@ -8,6 +7,7 @@
 #include "commands/arguments.h"
 #include "commands/commands.h"
 #include "commands/setup.h"
+#include "core/clock.h"
 #include "core/log.h"
 #include "eval/generator.h"
 #include "train/signals.h"
@@ -98,7 +98,6 @@ int generate_command(const CommandLine& command_line) {
   if (tokenizer.bos_id() >= 0) tokens.push_back(tokenizer.bos_id());
   tokenizer.encode(prompt, tokens);
   if (tokens.empty()) tokens.push_back(tokenizer.eos_id());
-  using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();
   generator->read(tokens);
   const auto prefilled = Clock::now();
@@ -115,7 +114,7 @@ int generate_command(const CommandLine& command_line) {
   std::fputs("\n", stdout);
   if (statistics) {
     const double prefill = std::chrono::duration<double>(prefilled - start).count();
-    const double decode = std::chrono::duration<double>(Clock::now() - prefilled).count();
+    const double decode = seconds_since(prefilled);
     std::fprintf(stderr, "prefill %zu tokens in %.3f s; %lld tokens in %.3f s, %.1f tokens/s\n",
                  tokens.size(), prefill, static_cast<long long>(written), decode,
                  static_cast<double>(written) / decode);

@@ -1,10 +1,10 @@
 #include "commands/step_bench.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <map>
 
+#include "core/clock.h"
 #include "core/device.h"
 #include "core/error.h"
 #include "core/philox.h"
@@ -14,13 +14,7 @@
 namespace kla {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr int64_t kDecodeSteps = 16;  // for every repeat
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());

@@ -9,6 +9,7 @@
 #include "commands/failure.h"
 #include "commands/setup.h"
 #include "config/freeze.h"
+#include "core/clock.h"
 #include "core/log.h"
 #include "distributed/host_communicator.h"
 #include "distributed/job.h"
@@ -117,7 +118,7 @@ bool continue_run(Trainer& trainer, const std::optional<Checkpoint>& from, Commu
 // failed and the run goes on.
 std::string write_checkpoint(Trainer& trainer, const Config& config, const CheckpointStore& store,
                              MetricsWriter& metrics) {
-  const auto start = Stopwatch::Clock::now();
+  const auto start = Clock::now();
   const TrainState& state = trainer.state();
   std::string name;
   try {
@@ -131,7 +132,7 @@ std::string write_checkpoint(Trainer& trainer, const Config& config, const Check
     metrics.write(EventRow{state.step, "checkpoint_failed", e.what()});
     return "";
   }
-  const double seconds = std::chrono::duration<double>(Stopwatch::Clock::now() - start).count();
+  const double seconds = seconds_since(start);
   char text[64];
   std::snprintf(text, sizeof(text), " | %.2f s", seconds);
   log::info("ckpt " + name + text);

@@ -1,10 +1,10 @@
 #include "commands/yardstick.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include "core/bf16.h"
+#include "core/clock.h"
 #include "core/device.h"
 #include "core/philox.h"
 #include "kernels/cpu/yardstick.h"
@@ -12,12 +12,6 @@
 
 namespace kla {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 class CpuYardstick final : public Yardstick {
  public:

@@ -5,7 +5,7 @@
 namespace kla {
 namespace {
 
-std::vector<const OpBase*>& registry() {
+std::vector<const OpBase*>& declared_ops() {
   static std::vector<const OpBase*> ops;
   return ops;
 }
@@ -13,11 +13,11 @@ std::vector<const OpBase*>& registry() {
 }  // namespace
 
 OpBase::OpBase(const char* name) : name_(name) {
-  registry().push_back(this);
+  declared_ops().push_back(this);
 }
 
 const std::vector<const OpBase*>& OpBase::all() {
-  return registry();
+  return declared_ops();
 }
 
 void OpBase::missing(Device device) const {

@@ -95,7 +95,7 @@ struct CorpusReader::State {
   int64_t bytes_done = 0;  // of the files before the current one
   std::unique_ptr<TextStream> stream;
   std::string path;
-  Kind kind = Kind::none;
+  bool jsonl = false;  // a document a line
   int64_t line = 0;
   std::string raw;  // the current line or file
   std::vector<char> block = std::vector<char>(kBlock);
@@ -115,7 +115,7 @@ bool CorpusReader::State::open_next() {
   if (next_file == files.size()) return false;
   path = files[next_file++].path;
   stream = TextStream::open(path, policy.max_expansion);
-  kind = kind_of(path);
+  jsonl = kind_of(path) == Kind::jsonl;
   line = 0;
   begin = end = 0;
   at_end = false;
@@ -142,7 +142,7 @@ bool CorpusReader::State::read_piece(bool& too_long) {
   while (!complete && refill()) {
     const char* first = block.data() + begin;
     size_t count = end - begin, newline = 0;
-    if (kind == Kind::jsonl) {
+    if (jsonl) {
       if (const void* found = std::memchr(first, '\n', count)) {
         count = static_cast<size_t>(static_cast<const char*>(found) - first);
         newline = 1;
@@ -157,7 +157,7 @@ bool CorpusReader::State::read_piece(bool& too_long) {
 }
 
 void CorpusReader::State::reject(int64_t& count, const std::string& why) {
-  const std::string place = path + (kind == Kind::jsonl ? ":" + std::to_string(line) : "");
+  const std::string place = path + (jsonl ? ":" + std::to_string(line) : "");
   if (policy.stop_on_bad_document)
     throw Error(Exit::data, place + ": " + why, "repair it, or set bad_documents: skip");
   if (++count == 1) log::warning(place + ": " + why + "; skipped (later ones are only counted)");
@@ -169,7 +169,7 @@ bool CorpusReader::State::accept(std::string& document) {
     reject(counts.invalid_utf8, "not valid UTF-8");
     return false;
   }
-  if (kind == Kind::text) {
+  if (!jsonl) {
     document.swap(raw);
   } else if (raw.find_first_not_of(" \t\r") == std::string::npos) {
     return false;  // an empty line is no document

@@ -12,7 +12,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* kDatasetFormat = "kla-dataset";
 constexpr const char* kRecordFormat = "kla-prepare";
-constexpr int kVersion = 1;
+constexpr int kManifestVersion = 1;
 constexpr int64_t kMaxBytes = 64 << 20;
 constexpr const char* kRemedy = "delete the prepared folder and run `kla data prepare` again";
 
@@ -31,7 +31,7 @@ template <class Take>
 void read_json(const std::string& path, const char* format, Take&& take) {
   try {
     const Json json = Json::parse(read_file(path, kMaxBytes));
-    if (json.at("format") != format || json.at("version") != kVersion)
+    if (json.at("format") != format || json.at("version") != kManifestVersion)
       throw Error(Exit::data, "'" + path + "' is of another format or version", kRemedy);
     take(json);
   } catch (const Json::exception& e) {
@@ -63,7 +63,7 @@ std::string manifest_to_json(const Manifest& manifest) {
                       {"documents", shard.documents},
                       {"payload_xxh3_128", shard.payload_xxh3}});
   return dump({{"format", kDatasetFormat},
-               {"version", kVersion},
+               {"version", kManifestVersion},
                {"tokens", manifest.tokens},
                {"documents", manifest.documents},
                {"text_bytes", manifest.text_bytes},
@@ -101,7 +101,7 @@ std::string record_to_json(const PrepareRecord& record) {
   for (const auto& [key, value] : record.settings) settings[key] = value;
   const PreparedCounts& counts = record.counts;
   return dump({{"format", kRecordFormat},
-               {"version", kVersion},
+               {"version", kManifestVersion},
                {"settings", settings},
                {"tokenizer_sha256", record.tokenizer_sha256},
                {"train_documents", counts.train_documents},

@@ -1,12 +1,12 @@
 #include "data/prepare.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <limits>
 #include <map>
 #include <memory>
 
+#include "core/clock.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/hash.h"
@@ -18,12 +18,6 @@
 
 namespace kla {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 // A preparation under way.
 struct Job {

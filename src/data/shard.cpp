@@ -15,7 +15,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "shards are read as they lie on disk");
 
 constexpr char kMagic[8] = {'K', 'L', 'A', 'T', 'O', 'K', 'S', '\0'};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kShardVersion = 1;
 constexpr size_t kHashOffset = kShardPage - 8;
 
 using Page = std::array<char, kShardPage>;
@@ -36,7 +36,7 @@ static_assert(sizeof(PackedHeader) == 144);
 Page pack(const ShardHeader& header) {
   PackedHeader packed{};
   std::memcpy(packed.magic, kMagic, sizeof(kMagic));
-  packed.version = kVersion;
+  packed.version = kShardVersion;
   packed.bytes_per_token = static_cast<uint32_t>(header.bytes_per_token);
   packed.tokens = static_cast<uint64_t>(header.tokens);
   packed.documents = static_cast<uint64_t>(header.documents);
@@ -55,9 +55,9 @@ ShardHeader unpack(const Page& page, const std::string& path) {
   PackedHeader packed;
   std::memcpy(&packed, page.data(), sizeof(packed));
   if (std::memcmp(packed.magic, kMagic, sizeof(kMagic)) != 0) damaged(path, "not a token shard");
-  if (packed.version != kVersion)
+  if (packed.version != kShardVersion)
     damaged(path, "format version " + std::to_string(packed.version) + ", this build reads " +
-                      std::to_string(kVersion));
+                      std::to_string(kShardVersion));
   uint64_t hash;
   std::memcpy(&hash, page.data() + kHashOffset, sizeof(hash));
   if (hash != xxh3_64(page.data(), kHashOffset)) damaged(path, "the header is damaged");

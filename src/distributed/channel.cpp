@@ -9,13 +9,7 @@
 namespace kla {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr double kAnswerSeconds = 2;  // a rank that waits answers within milliseconds
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 std::string in_seconds(double seconds) {
   char text[32];

@@ -3,12 +3,12 @@
 // names it. Implementations: alone (one rank), mpi/, and TCP (tcp_channel.cpp).
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "core/clock.h"
 #include "core/error.h"
 #include "distributed/launch.h"
 
@@ -57,7 +57,7 @@ class Channel {
 
   // For those who wait for something else than a message, such as a GPU: throws as exchange() does
   // once the others fail or `since` is too long ago.
-  void watch(std::chrono::steady_clock::time_point since, const char* what);
+  void watch(Clock::time_point since, const char* what);
 
   // How long exchange() waits for the others; see Patience.
   void set_timeout(double seconds) { timeout_ = seconds; }

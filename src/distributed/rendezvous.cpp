@@ -9,8 +9,6 @@
 namespace kla {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr std::array<char, 8> kGreeting = {'k', 'l', 'a', 'r', 'a', 'n', 'k', '1'};
 enum class Line : int32_t { data, signals };
 

@@ -20,7 +20,6 @@
 namespace kla {
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using AddressList = std::unique_ptr<addrinfo, void (*)(addrinfo*)>;
 
 AddressList resolve(const char* host, int port, int flags) {

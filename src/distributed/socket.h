@@ -1,14 +1,15 @@
 // Socket: a TCP connection or listener with an owner. Everything that waits has a deadline.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
 
+#include "core/clock.h"
+
 namespace kla {
 
-using Deadline = std::chrono::steady_clock::time_point;
+using Deadline = Clock::time_point;
 
 class Socket {
  public:

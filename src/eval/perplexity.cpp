@@ -1,13 +1,13 @@
 #include "eval/perplexity.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <limits>
 #include <map>
 #include <numbers>
 
+#include "core/clock.h"
 #include "core/error.h"
 #include "core/philox.h"
 
@@ -90,7 +90,7 @@ Perplexity evaluate_perplexity(Scorer& scorer, const TokenDataset& data,
                                const std::vector<int32_t>& token_bytes,
                                const PerplexityOptions& options,
                                const std::function<void(int64_t, int64_t)>& progress) {
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   const int64_t T = options.length;
   int64_t total = data.tokens() - 1;
   if (options.max_tokens > 0 && options.max_tokens < total)  // whole windows, one at least
@@ -125,7 +125,7 @@ Perplexity evaluate_perplexity(Scorer& scorer, const TokenDataset& data,
   const Interval interval = bootstrap_interval(sums.loss, sums.count);
   result.low = interval.low;
   result.high = interval.high;
-  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  result.seconds = seconds_since(start);
   return result;
 }
 

@@ -14,7 +14,6 @@ namespace {
 
 using Field = double TrainRow::*;
 
-constexpr double kSmoothing = 0.05;  // moving average over this share of the rows
 constexpr size_t kLabelLength = 18;  // characters of a run's name at the end of its line
 constexpr int kHeight = 300, kSmallHeight = 210;
 
@@ -111,8 +110,7 @@ std::vector<Smoothed> smooth_losses(const std::vector<RunData>& runs) {
   std::vector<Smoothed> out;
   for (const RunData& run : runs) {
     Smoothed s{curve(run, &TrainRow::loss), {}};
-    s.average =
-        moving_average(s.raw, std::max(1.0, kSmoothing * static_cast<double>(s.raw.size())));
+    s.average = smoothed(s.raw);
     out.push_back(std::move(s));
   }
   return out;

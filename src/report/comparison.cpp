@@ -2,13 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <map>
 
 namespace kla::report {
 namespace {
 
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr double kConfidence = 0.95;
 constexpr int kDecimals = 4;  // of nats
 
@@ -39,7 +37,7 @@ VariantResult describe_variant(const std::vector<RunData>& runs, const Summary& 
   result.name = variant.name;
   result.variant = v;
   result.runs = variant.runs.size();
-  result.parameters = result.state_values = result.flops_per_token = kNaN;
+  result.parameters = result.state_values = result.flops_per_token = kMissing;
   for (size_t i : variant.runs) {
     const RunSummary& run = summary.runs[i];
     result.diverged += state_of(runs[i].status) == RunState::diverged;
@@ -223,9 +221,9 @@ std::string to_csv(const Comparison& comparison) {
     for (const std::string& field :
          {csv_field(v.name), std::to_string(v.runs), std::to_string(v.finished),
           std::to_string(v.diverged), csv_number(v.loss.mean),
-          csv_number(v.loss.half_width.value_or(kNaN)), std::to_string(v.differences.size()),
-          csv_number(v.effect.alone.mean), csv_number(v.effect.alone.half_width.value_or(kNaN)),
-          csv_number(v.effect.together.value_or(kNaN)), std::to_string(comparison.comparisons),
+          csv_number(v.loss.half_width.value_or(kMissing)), std::to_string(v.differences.size()),
+          csv_number(v.effect.alone.mean), csv_number(v.effect.alone.half_width.value_or(kMissing)),
+          csv_number(v.effect.together.value_or(kMissing)), std::to_string(comparison.comparisons),
           csv_field(v.verdict), csv_number(v.parameters), csv_number(v.state_values),
           csv_number(v.flops_per_token)})
       row += (row.empty() ? "" : ",") + field;

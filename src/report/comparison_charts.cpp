@@ -13,8 +13,7 @@ using namespace svg_parts;
 
 constexpr double kRow = 34, kTop = 34, kBottom = 46, kGap = 14, kLetter = 6.9;  // pixels
 constexpr int kWidth = 1000;
-constexpr double kSmoothing = 0.05;  // moving average over this share of the rows
-constexpr double kStart = 0.1;       // share of the training whose differences set no scale
+constexpr double kStart = 0.1;  // share of the training whose differences set no scale
 
 size_t characters(const std::string& text) {
   return static_cast<size_t>(
@@ -159,7 +158,7 @@ std::vector<Point> loss_difference(const RunData& run, const RunData& base) {
     if (j < base.train.size() && base.train[j].step == row.step)
       points.push_back({row.tokens, row.loss - base.train[j].loss});
   }
-  return moving_average(points, std::max(1.0, kSmoothing * static_cast<double>(points.size())));
+  return smoothed(points);
 }
 
 // Over the seeds that both variants have.

@@ -1,7 +1,6 @@
 #include "report/run_reader.h"
 
 #include <cmath>
-#include <limits>
 #include <nlohmann/json.hpp>
 #include <string_view>
 
@@ -14,16 +13,14 @@ namespace {
 using Json = nlohmann::json;
 using OrderedJson = nlohmann::ordered_json;
 
-constexpr double kMissing = std::numeric_limits<double>::quiet_NaN();
-
 // A finite number, or NaN: absent fields and the strings "nan" and "inf" that JSON rows carry.
-double number(const Json& row, const char* key) {
+double number_of(const Json& row, const char* key) {
   const auto found = row.find(key);
   return found != row.end() && found->is_number() ? found->get<double>() : kMissing;
 }
 
-int64_t integer(const Json& row, const char* key) {
-  const double value = number(row, key);
+int64_t integer_of(const Json& row, const char* key) {
+  const double value = number_of(row, key);
   return std::isfinite(value) && std::abs(value) < 9e18 ? static_cast<int64_t>(value) : 0;
 }
 
@@ -55,14 +52,14 @@ void read_train_row(const Json& row, RunData& run, bool& resumed) {
   if (kind == "event" && string_of(row, "what") == "resume") resumed = true;
   if (kind != "train") return;
   TrainRow out;
-  out.step = integer(row, "step");
-  out.tokens = number(row, "tokens");
-  out.time = number(row, "time");
-  out.loss = number(row, "loss");
-  out.grad_norm = number(row, "grad_norm");
-  out.lr = number(row, "lr");
-  out.tok_s = number(row, "tok_s");
-  out.skipped = number(row, "skipped");
+  out.step = integer_of(row, "step");
+  out.tokens = number_of(row, "tokens");
+  out.time = number_of(row, "time");
+  out.loss = number_of(row, "loss");
+  out.grad_norm = number_of(row, "grad_norm");
+  out.lr = number_of(row, "lr");
+  out.tok_s = number_of(row, "tok_s");
+  out.skipped = number_of(row, "skipped");
   out.resumed = resumed;
   resumed = false;
   if (std::isfinite(out.tokens)) run.train.push_back(out);
@@ -71,14 +68,14 @@ void read_train_row(const Json& row, RunData& run, bool& resumed) {
 void read_eval_row(const Json& row, RunData& run) {
   if (string_of(row, "t") != "eval") return;
   EvalRow out;
-  out.step = integer(row, "step");
-  out.tokens = number(row, "tokens");
-  out.length = integer(row, "length");
-  out.loss = number(row, "loss");
-  out.low = number(row, "loss_low");
-  out.high = number(row, "loss_high");
-  out.bits_per_byte = number(row, "bpb");
-  out.targets = integer(row, "n_tokens");
+  out.step = integer_of(row, "step");
+  out.tokens = number_of(row, "tokens");
+  out.length = integer_of(row, "length");
+  out.loss = number_of(row, "loss");
+  out.low = number_of(row, "loss_low");
+  out.high = number_of(row, "loss_high");
+  out.bits_per_byte = number_of(row, "bpb");
+  out.targets = integer_of(row, "n_tokens");
   if (const std::string protocol = string_of(row, "protocol"); !protocol.empty())
     out.protocol = protocol;
   if (out.length > 0) run.evals.push_back(out);
@@ -86,13 +83,13 @@ void read_eval_row(const Json& row, RunData& run) {
 
 void read_probe_row(const Json& row, RunData& run) {
   if (string_of(row, "t") != "probe") return;
-  ProbeRow out{.tokens = number(row, "tokens"), .layer = integer(row, "layer"), .values = {}};
+  ProbeRow out{.tokens = number_of(row, "tokens"), .layer = integer_of(row, "layer"), .values = {}};
   for (const auto& [name, value] : row.items()) {
     if (!value.is_object() || !value.contains("all") || !value["all"].is_array()) continue;
     std::vector<double> q;
     for (const Json& x : value["all"]) q.push_back(x.is_number() ? x.get<double>() : kMissing);
     if (q.size() == 6)
-      out.values.push_back({name, number(value, "n"), q[0], q[1], q[2], q[3], q[4], q[5]});
+      out.values.push_back({name, number_of(value, "n"), q[0], q[1], q[2], q[3], q[4], q[5]});
   }
   if (std::isfinite(out.tokens)) run.probes.push_back(std::move(out));
 }

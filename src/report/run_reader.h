@@ -3,11 +3,14 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
 
 namespace kla::report {
+
+inline constexpr double kMissing = std::numeric_limits<double>::quiet_NaN();
 
 // One logged step; NaN where a row lacks the field or holds a non-finite value.
 struct TrainRow {

@@ -20,6 +20,10 @@ std::vector<Point> moving_average(const std::vector<Point>& points, double windo
   return average;
 }
 
+std::vector<Point> smoothed(const std::vector<Point>& points) {
+  return moving_average(points, std::max(1.0, 0.05 * static_cast<double>(points.size())));
+}
+
 std::vector<Point> reduce_to_columns(const std::vector<Point>& points,
                                      const std::function<int64_t(double)>& column) {
   std::vector<Point> reduced;

@@ -17,6 +17,9 @@ struct Point {
 // those seen, so that it does not lag behind the steep start. Gaps stay gaps and do not enter.
 std::vector<Point> moving_average(const std::vector<Point>& points, double window);
 
+// Over a twentieth of the points: how every curve of a training is drawn.
+std::vector<Point> smoothed(const std::vector<Point>& points);
+
 // At most the lowest and the highest point of each pixel column, in their order, so that a spike of
 // a single point survives any reduction. `column` maps x to its column.
 std::vector<Point> reduce_to_columns(const std::vector<Point>& points,

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <limits>
 #include <map>
 #include <set>
 
@@ -13,13 +12,12 @@
 namespace kla::report {
 namespace {
 
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr int64_t kWarmUpSteps = 10;  // left out of the throughput
 
 double parse_number(const std::string& text) {
   char* end = nullptr;
   const double value = std::strtod(text.c_str(), &end);
-  return end == text.c_str() ? kNaN : value;
+  return end == text.c_str() ? kMissing : value;
 }
 
 double final_train_loss(const std::vector<TrainRow>& rows) {
@@ -31,7 +29,7 @@ double final_train_loss(const std::vector<TrainRow>& rows) {
     sum += rows[i].loss * here;
     tokens += here;
   }
-  return tokens > 0 ? sum / tokens : kNaN;
+  return tokens > 0 ? sum / tokens : kMissing;
 }
 
 double throughput(const std::vector<TrainRow>& rows) {
@@ -50,7 +48,7 @@ double wall_seconds(const std::vector<TrainRow>& rows) {
     const double seconds = first ? tokens / rows[i].tok_s : rows[i].time - rows[i - 1].time;
     if (std::isfinite(seconds)) total += seconds;
   }
-  return rows.empty() ? kNaN : total;
+  return rows.empty() ? kMissing : total;
 }
 
 // Of the rows with one key the one after the most training, then over the most targets, then the
@@ -259,7 +257,7 @@ std::string to_csv(const Summary& summary) {
   std::string csv =
       "run,variant,parameters,tokens,steps,train_loss,context,val_loss,val_loss_low,val_loss_high,"
       "val_ppl,val_bits_per_byte,val_targets,tokens_per_second,wall_seconds,skipped_steps,git\r\n";
-  const EvalRow none{0, kNaN, 0, kNaN, kNaN, kNaN, kNaN, 0, ""};
+  const EvalRow none{0, kMissing, 0, kMissing, kMissing, kMissing, kMissing, 0, ""};
   for (const RunSummary& run : summary.runs) {
     for (const EvalRow& eval : run.final) csv += csv_row(summary, run, eval);
     if (run.final.empty()) csv += csv_row(summary, run, none);

@@ -11,10 +11,10 @@ namespace {
 
 using namespace svg_parts;
 
-constexpr double kLeft = 52, kTop = 30, kBottom = 40;  // margins, pixels
-constexpr double kLabelGap = 17;                       // between two labels at the line ends
-constexpr double kSwatch = 24;                         // length of the sample beside a label
-constexpr double kLeader = 14;                         // from the end of a line to its sample
+constexpr struct { double left = 52, top = 30, bottom = 40; } kMargin;  // pixels
+constexpr double kLabelGap = 17;  // between two labels at the line ends
+constexpr double kSwatch = 24;    // length of the sample beside a label
+constexpr double kLeader = 14;    // from the end of a line to its sample
 
 // The area inside the axes, and the scales that map into it.
 struct Plot {
@@ -55,8 +55,8 @@ Range data_range(const Chart& chart, bool of_x) {
 }
 
 Plot make_plot(const Chart& chart, Range x, Range y) {
-  const double left = kLeft, right = chart.width - std::max(16.0, label_width(chart));
-  const double top = kTop, bottom = chart.height - kBottom;
+  const double left = kMargin.left, right = chart.width - std::max(16.0, label_width(chart));
+  const double top = kMargin.top, bottom = chart.height - kMargin.bottom;
   return {left,
           right,
           top,
@@ -220,7 +220,7 @@ std::string draw_labels(const Chart& chart, const Plot& plot) {
     const double y = std::clamp(plot.y.pixel(last->y), plot.top, plot.bottom);
     labels.push_back({&series, y, y});
   }
-  spread(labels, plot.top, plot.bottom + kBottom - 8);
+  spread(labels, plot.top, plot.bottom + kMargin.bottom - 8);
   std::string out;
   for (const EndLabel& label : labels) {
     const double x = plot.right + kLeader;

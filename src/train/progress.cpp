@@ -86,7 +86,7 @@ double Stopwatch::eta_seconds(int64_t tokens_left) const {
 }
 
 double Stopwatch::seconds_since_start() const {
-  return std::chrono::duration<double>(Clock::now() - start_).count();
+  return seconds_since(start_);
 }
 
 }  // namespace kla

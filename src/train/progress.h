@@ -1,10 +1,11 @@
 // What a person sees of a run: the console line of a step, throughput and the time that is left.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <string>
+
+#include "core/clock.h"
 
 namespace kla {
 
@@ -28,7 +29,6 @@ std::string format_duration(double seconds);                            // 4h12m
 // Rates over a sliding window of steps, with evaluations and saves included in the ETA.
 class Stopwatch {
  public:
-  using Clock = std::chrono::steady_clock;
   void start(int64_t tokens);
   void step_done(int64_t tokens, double step_seconds);
   double tokens_per_second() const;  // of the steps in the window, training time only

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <bit>
-#include <chrono>
 #include <cmath>
 
+#include "core/clock.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "distributed/host_communicator.h"
@@ -128,9 +128,9 @@ Trainer::Outcome Trainer::run(MetricsWriter& metrics, RunDirectory& run, const S
     if (stop) return Outcome::stopped;
     if (done) return Outcome::finished;
 
-    const auto start = Stopwatch::Clock::now();
+    const auto start = Clock::now();
     const StepResult result = train_step();
-    const double seconds = std::chrono::duration<double>(Stopwatch::Clock::now() - start).count();
+    const double seconds = seconds_since(start);
     finish_step(result, seconds, metrics, run);
     // The first step, which sets up libraries and touches all memory, had longer.
     ranks_.channel().set_timeout(static_cast<double>(config_.dist.step_timeout_s));
@@ -325,9 +325,9 @@ bool Trainer::evaluate(MetricsWriter& metrics, bool whole_set) {
 }
 
 double Trainer::time_step() {
-  const auto start = Stopwatch::Clock::now();
+  const auto start = Clock::now();
   train_step();
-  return std::chrono::duration<double>(Stopwatch::Clock::now() - start).count();
+  return seconds_since(start);
 }
 
 double Trainer::time_scoring() {

@@ -54,13 +54,8 @@ struct Heads {
 };
 constexpr Heads kPresets[] = {{2, 96, 192}, {2, 48, 96}};  // of 0.4B, and with twice the heads
 
-std::string describe(const DeltaShape& s, const std::string& more) {
-  return "T " + std::to_string(s.T) + " H " + std::to_string(s.H) + " K " + std::to_string(s.K) +
-         " V " + std::to_string(s.V) + ", " + more;
-}
-
 // One run per device and type.
-void expect_scan(const DeltaProblem& p, const std::string& what) {
+void expect_delta(const DeltaProblem& p, const std::string& what) {
   const DeltaCache cache = cache_of(p);
   const auto program = [&](Lab& lab) { run_scan(lab, p, cache); };
   for (DType compute : {DType::f32, DType::bf16}) {
@@ -75,12 +70,6 @@ void expect_scan(const DeltaProblem& p, const std::string& what) {
   }
 }
 
-Values resets_at(const DeltaShape& s, const std::vector<int64_t>& tokens) {
-  Values reset(static_cast<size_t>(s.B * s.T), 0.0);
-  for (int64_t t : tokens) reset[static_cast<size_t>(t)] = 1;
-  return reset;
-}
-
 TEST(DeviceDelta, PresetsKeepTheContract) {
   for (const auto& [H, K, V] : kPresets) {
     DeltaProblem p = draw_problem({.B = 1, .T = 67, .H = H, .K = K, .V = V}, Decay::mixed, 0.5);
@@ -93,15 +82,15 @@ TEST(DeviceDelta, PresetsKeepTheContract) {
 TEST(DeviceDelta, PresetsStandStrongDecayAndCorrelatedKeys) {
   for (const auto& [H, K, V] : kPresets)
     for (Decay decay : kDecays)
-      expect_scan(draw_problem({.B = 1, .T = 131, .H = 1, .K = K, .V = V}, decay, 0.95),
-                  "decay " + std::to_string(static_cast<int>(decay)) + ", cosine 0.95");
+      expect_delta(draw_problem({.B = 1, .T = 131, .H = 1, .K = K, .V = V}, decay, 0.95),
+                   "decay " + std::to_string(static_cast<int>(decay)) + ", cosine 0.95");
 }
 
 TEST(DeviceDelta, AResetAtEveryPositionOfAChunk) {
   DeltaProblem p = draw_problem({.B = 1, .T = 70, .H = 1, .K = 48, .V = 96}, Decay::slow, 0.5);
   for (int64_t t = 0; t <= 66; ++t) {
     p.reset = resets_at(p.shape, {t});
-    expect_scan(p, "reset at " + std::to_string(t));
+    expect_delta(p, "reset at " + std::to_string(t));
   }
 }
 
@@ -112,7 +101,7 @@ TEST(DeviceDelta, ResetsAtTheEdgesAndOnConsecutiveTokens) {
     DeltaProblem p = draw_problem({.B = 1, .T = 130, .H = 1, .K = K, .V = V}, Decay::mixed, 0.95);
     for (const std::vector<int64_t>& tokens : cases) {
       p.reset = resets_at(p.shape, tokens);
-      expect_scan(p, "resets from " + std::to_string(tokens[0]));
+      expect_delta(p, "resets from " + std::to_string(tokens[0]));
     }
   }
 }

@@ -9,11 +9,6 @@
 namespace kla::testing {
 namespace {
 
-std::string describe(const DeltaShape& s) {
-  return "B " + std::to_string(s.B) + ", T " + std::to_string(s.T) + ", H " + std::to_string(s.H) +
-         ", K " + std::to_string(s.K) + ", V " + std::to_string(s.V) + ", ";
-}
-
 // Prep, forward and backward, with upstream gradients of its own.
 void run_prep(Lab& lab, const MixerCase& c) {
   const auto& [B, T, H, K, V, C] = c.shape;
@@ -43,18 +38,12 @@ void expect_prep(const MixerCase& c, const std::string& what, bool aligned) {
     const Results reference = execute(Device::reference, program, 1, compute);
     for (Device device : devices_under_test()) {
       const Results results = execute(device, program, 1, compute);
-      const std::string where = describe(c.shape) + what + (aligned ? ", aligned" : "") + " on " +
+      const std::string where = describe(c.shape, what) + (aligned ? ", aligned" : "") + " on " +
                                 name_of(device) + " in " + name_of(compute);
       expect_finite(results, where);
       expect_close(results, reference, compute == DType::f32 ? kFloatBound : kBf16Bound, where);
     }
   }
-}
-
-Values resets_at(const DeltaShape& s, const std::vector<int64_t>& tokens) {
-  Values reset(static_cast<size_t>(s.B * s.T), 0.0);
-  for (int64_t t : tokens) reset[static_cast<size_t>(t)] = 1;
-  return reset;
 }
 
 TEST(DevicePrep, TakesEveryRuleAndGate) {

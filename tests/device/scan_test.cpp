@@ -14,7 +14,7 @@
 namespace kla::testing {
 namespace {
 
-double dot(const double* a, const double* b, int64_t count) {
+double inner(const double* a, const double* b, int64_t count) {
   double sum = 0;
   for (int64_t i = 0; i < count; ++i) sum += a[i] * b[i];
   return sum;
@@ -35,15 +35,15 @@ Values gate_sizes(const DeltaProblem& p, const Values& dv, const Values& dg) {
       const double *k = &p.k[static_cast<size_t>(row * K)], *old_x = x.data() + last * V;
       if (t > 0) {
         const double *old_k = k - H * K, *q = &p.q[static_cast<size_t>(row * K)];
-        const double read = dot(&p.dout[static_cast<size_t>(row * V)], old_x, V);
-        const double write = dot(&dv[static_cast<size_t>(row * V)], old_x, V) / beta;
+        const double read = inner(&p.dout[static_cast<size_t>(row * V)], old_x, V);
+        const double write = inner(&dv[static_cast<size_t>(row * V)], old_x, V) / beta;
         double& size = sizes[static_cast<size_t>(row)];
-        size = std::max({std::abs(size), std::abs(a * p.scale * dot(q, old_k, K) * read),
-                         std::abs(a * dot(k, old_k, K) * write)});
+        size = std::max({std::abs(size), std::abs(a * p.scale * inner(q, old_k, K) * read),
+                         std::abs(a * inner(k, old_k, K) * write)});
       }
       for (int64_t v = 0; v < V; ++v) {
         double* s = &S[static_cast<size_t>(v * K)];
-        const double write = beta * (p.v[static_cast<size_t>(row * V + v)] - a * dot(s, k, K));
+        const double write = beta * (p.v[static_cast<size_t>(row * V + v)] - a * inner(s, k, K));
         x[static_cast<size_t>(row * V + v)] = write;
         for (int64_t c = 0; c < K; ++c) s[c] = a * s[c] + write * k[c];
       }
@@ -53,7 +53,7 @@ Values gate_sizes(const DeltaProblem& p, const Values& dv, const Values& dg) {
 }
 
 double root_mean_square(const Values& x) {
-  return std::sqrt(dot(x.data(), x.data(), static_cast<int64_t>(x.size())) /
+  return std::sqrt(inner(x.data(), x.data(), static_cast<int64_t>(x.size())) /
                    static_cast<double>(x.size()));
 }
 
@@ -84,11 +84,6 @@ void expect_scan(const DeltaProblem& p, const std::string& what,
       expect_close(results, reference, bound, where);
     }
   }
-}
-
-void reset_at(DeltaProblem& p, std::initializer_list<int64_t> tokens) {
-  p.reset.assign(static_cast<size_t>(p.shape.B * p.shape.T), 0.0);
-  for (int64_t t : tokens) p.reset[static_cast<size_t>(t)] = 1;
 }
 
 TEST(DeviceScan, TakesEveryLength) {
@@ -147,7 +142,7 @@ TEST(DeviceScan, StandsEveryDecayWithCorrelatedKeysOrLargeGain) {
 TEST(DeviceScan, StartsADocumentAtEveryTokenOfAChunk) {
   DeltaProblem p = draw_problem({.T = 66, .H = 1, .K = 16, .V = 16}, Decay::slow, 0.5);
   for (int64_t t = 0; t < 66; ++t) {
-    reset_at(p, {t});
+    p.reset = resets_at(p.shape, {t});
     expect_scan(p, "reset at " + std::to_string(t), {DType::f32});
   }
 }
@@ -158,7 +153,7 @@ TEST(DeviceScan, StartsSeveralDocuments) {
                                                 {62, 63, 64, 65},
                                                 {63, 127, 128, 129},
                                                 {31, 97}}) {
-    reset_at(p, tokens);
+    p.reset = resets_at(p.shape, tokens);
     expect_scan(p, "resets from " + std::to_string(*tokens.begin()));
   }
   p.reset.assign(p.reset.size(), 1.0);
@@ -168,7 +163,7 @@ TEST(DeviceScan, StartsSeveralDocuments) {
 // dg of a document's first token is zero, whatever stood before it.
 TEST(DeviceScan, HasNoGateGradientAtAReset) {
   DeltaProblem p = draw_problem({.T = 70, .H = 1, .K = 16, .V = 16}, Decay::slow);
-  reset_at(p, {0, 5, 64});
+  p.reset = resets_at(p.shape, {0, 5, 64});
   const DeltaCache cache = cache_of(p);
   for (Device device : devices_under_test())
     for (DType compute : {DType::f32, DType::bf16}) {
@@ -185,7 +180,7 @@ void expect_documents_apart(int64_t dim, std::initializer_list<int64_t> starts) 
   const DeltaCache cache = cache_of(p);
   for (int64_t start : starts) {
     DeltaProblem one = p;
-    reset_at(one, {start});
+    one.reset = resets_at(one.shape, {start});
     DeltaProblem two = one;  // another first document
     for (Values* x : {&two.q, &two.v, &two.dout})
       for (size_t i = 0; i < static_cast<size_t>(start * dim); ++i) (*x)[i] = 3 - (*x)[i];

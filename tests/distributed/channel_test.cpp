@@ -16,7 +16,6 @@ using testing::expect_no_error;
 using testing::on_ranks;
 using testing::tcp_launch;
 using testing::text_of;
-using Clock = std::chrono::steady_clock;
 
 // Every rank sends everyone `count` numbers of its own and checks what it gets.
 void exchange_numbers(Channel& channel, int count) {

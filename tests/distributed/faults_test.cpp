@@ -2,13 +2,12 @@
 // one line that names the rank, and the last checkpoint is intact.
 #include <signal.h>
 
+#include "core/clock.h"
 #include "core/philox.h"
 #include "tests/distributed/rank_run.h"
 
 namespace kla::testing {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 class RankFaults : public RankRun {
  protected:

@@ -10,11 +10,7 @@ namespace {
 
 constexpr double kExact = 1e-10;  // relative RMS, double
 
-std::string describe(const DeltaShape& s, const std::string& more) {
-  return "T " + std::to_string(s.T) + ", C " + std::to_string(s.C) + ", " + more;
-}
-
-void expect_scan(const DeltaProblem& p, const std::string& what) {
+void expect_recurrence(const DeltaProblem& p, const std::string& what) {
   const DeltaCache cache = cache_of(p);
   const Results chunkwise = execute(Device::reference, [&](Lab& lab) { run_scan(lab, p, cache); });
   expect_close(chunkwise, recurrence(p), kExact, describe(p.shape, what));
@@ -23,8 +19,9 @@ void expect_scan(const DeltaProblem& p, const std::string& what) {
 TEST(Scan, EqualsRecurrenceForEveryChunkAndLength) {
   for (int64_t C : {16, 32, 64, 128})
     for (int64_t T : {0, 1, 15, 63, 64, 65, 130, 150})
-      expect_scan(draw_problem({.B = 2, .T = T, .H = 2, .K = 5, .V = 7, .C = C}, Decay::mixed),
-                  "mixed decay");
+      expect_recurrence(
+          draw_problem({.B = 2, .T = T, .H = 2, .K = 5, .V = 7, .C = C}, Decay::mixed),
+          "mixed decay");
 }
 
 TEST(Scan, EqualsRecurrenceForEveryDecayGainAndCorrelation) {
@@ -32,10 +29,10 @@ TEST(Scan, EqualsRecurrenceForEveryDecayGainAndCorrelation) {
     for (Decay decay : kDecays)
       for (double gain : {1.0, 2.0})
         for (double cosine : {0.0, 0.95})
-          expect_scan(draw_problem({.B = 1, .T = 150, .H = 2, .K = 12, .V = 9, .C = C}, decay,
-                                   cosine, gain),
-                      "decay " + std::to_string(static_cast<int>(decay)) + ", gain " +
-                          std::to_string(gain) + ", cosine " + std::to_string(cosine));
+          expect_recurrence(draw_problem({.B = 1, .T = 150, .H = 2, .K = 12, .V = 9, .C = C}, decay,
+                                         cosine, gain),
+                            "decay " + std::to_string(static_cast<int>(decay)) + ", gain " +
+                                std::to_string(gain) + ", cosine " + std::to_string(cosine));
 }
 
 TEST(Scan, EqualsRecurrenceWithAResetAnywhere) {
@@ -43,13 +40,13 @@ TEST(Scan, EqualsRecurrenceWithAResetAnywhere) {
   for (size_t first = 0; first < 40; ++first) {
     p.reset.assign(40, 0);
     p.reset[first] = 1;
-    expect_scan(p, "reset at " + std::to_string(first));
+    expect_recurrence(p, "reset at " + std::to_string(first));
     if (first + 1 < 40) p.reset[first + 1] = 1;
     p.reset[(first + 17) % 40] = 1;
-    expect_scan(p, "several resets from " + std::to_string(first));
+    expect_recurrence(p, "several resets from " + std::to_string(first));
   }
   p.reset.assign(40, 1);
-  expect_scan(p, "reset at every token");
+  expect_recurrence(p, "reset at every token");
 }
 
 TEST(Scan, EqualsRecurrenceOnEveryDevice) {

@@ -29,7 +29,7 @@ void expect_fixture(const Fixture& fixture, Results results, double bound,
   }
 }
 
-Results run(Device device, const MixerCase& c) {
+Results run_from_zero(Device device, const MixerCase& c) {
   return execute(device, [&](Lab& lab) {
     lab.initial_gradient = 0;
     run_mixer(lab, c);
@@ -53,14 +53,14 @@ TEST(MixerFixtures, ReferenceWithEveryChunkLength) {
       MixerCase c = mixer_case(fixture);
       c.shape.C = C;
       const std::string where = fixture.name + " on reference, chunks of " + std::to_string(C);
-      expect_fixture(fixture, run(Device::reference, c), 1e-9, where);
+      expect_fixture(fixture, run_from_zero(Device::reference, c), 1e-9, where);
     }
 }
 
 TEST(MixerFixtures, OtherDevices) {
   for (Device device : devices_under_test())
     for (const Fixture& fixture : mixer_fixtures())
-      expect_fixture(fixture, run(device, mixer_case(fixture)), kFloatBound,
+      expect_fixture(fixture, run_from_zero(device, mixer_case(fixture)), kFloatBound,
                      fixture.name + " on " + name_of(device));
 }
 

@@ -10,11 +10,6 @@ namespace {
 
 constexpr int64_t kLengths[] = {0, 1, 2, 63, 64, 65, 130};
 
-std::string describe(const DeltaShape& s, const std::string& more) {
-  return "B " + std::to_string(s.B) + " T " + std::to_string(s.T) + " H " + std::to_string(s.H) +
-         " K " + std::to_string(s.K) + " V " + std::to_string(s.V) + ", " + more;
-}
-
 void expect_scan(DeltaProblem p, const std::string& what) {
   DeltaCache cache = cache_of(p);
   cache = {rounded(cache.T_zero)};
@@ -45,12 +40,6 @@ void expect_prep(const MixerCase& c, const std::string& what) {
                    {"dg", lab.acc(dg, {B, T, H})}});
   };
   expect_contract(program, describe(c.shape, what));
-}
-
-Values resets_at(const DeltaShape& s, std::initializer_list<int64_t> tokens) {
-  Values reset(static_cast<size_t>(s.B * s.T), 0.0);
-  for (int64_t t : tokens) reset[static_cast<size_t>(t)] = 1;
-  return reset;
 }
 
 TEST(PrepDevice, EveryRuleAndGate) {

@@ -8,8 +8,6 @@
 namespace kla::report {
 namespace {
 
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
 RunData make_run(const std::string& name, const std::string& rule, const std::string& seed) {
   RunData run;
   run.name = run.directory = name;
@@ -23,7 +21,7 @@ RunData make_run(const std::string& name, const std::string& rule, const std::st
 
 EvalRow eval_row(double tokens, int64_t length, int64_t targets, double loss,
                  const std::string& protocol = "full") {
-  return {0, tokens, length, loss, kNaN, kNaN, kNaN, targets, protocol};
+  return {0, tokens, length, loss, kMissing, kMissing, kMissing, targets, protocol};
 }
 
 TEST(Summary, LastEvaluationOfEachLength) {

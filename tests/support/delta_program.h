@@ -9,6 +9,19 @@
 
 namespace kla::testing {
 
+inline std::string describe(const DeltaShape& s, const std::string& more) {
+  return "B " + std::to_string(s.B) + ", T " + std::to_string(s.T) + ", H " + std::to_string(s.H) +
+         ", K " + std::to_string(s.K) + ", V " + std::to_string(s.V) + ", C " +
+         std::to_string(s.C) + ", " + more;
+}
+
+// Flags [B,T] that start a document at these tokens, counted over all sequences.
+inline Values resets_at(const DeltaShape& s, const std::vector<int64_t>& tokens) {
+  Values reset(static_cast<size_t>(s.B * s.T), 0.0);
+  for (int64_t t : tokens) reset[static_cast<size_t>(t)] = 1;
+  return reset;
+}
+
 struct DeltaCache {
   Values T_zero;  // [B,NC,H,C,C]: (I + A)^-1, A_ij = beta_i k_i.k_j for j < i; identity in padding
 };

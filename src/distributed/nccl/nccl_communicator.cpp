@@ -15,8 +15,6 @@
 namespace kla {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 // The functions of libnccl that we call.
 struct Library {
   decltype(&ncclGetUniqueId) get_unique_id;
