@@ -69,6 +69,7 @@ struct CoreTile {
   __device__ bfloat16* at(int row, int column) const {
     return data + row / 8 * kRowOfCores + column / 8 * kCore + row % 8 * 8 + column % 8;
   }
+  static constexpr int elements(int rows) { return rows / 8 * kRowOfCores; }
 };
 
 struct Accumulator {  // 16x16, f32
