@@ -53,6 +53,9 @@ function(kla_cuda_layer)
   target_compile_options(kla_kernels_cuda PRIVATE
     $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-fno-math-errno -Xptxas=-v --expt-relaxed-constexpr>
     $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${KLA_WERROR}>>:-Werror=all-warnings -Xcompiler=-Werror>)
+  if(KLA_CUDA_ARCH MATCHES "90a")
+    target_compile_definitions(kla_kernels_cuda PRIVATE KLA_SM90A)  # code for warpgroups is in the program
+  endif()
   find_program(KLA_PYTHON python3)  # for the report; the build goes without
   if(KLA_PYTHON)
     set_target_properties(kla_kernels_cuda PROPERTIES CUDA_COMPILER_LAUNCHER

@@ -552,8 +552,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 bool chunk_backward_on_warpgroups(const Context& context, int64_t K, int64_t V) {
   return context.compute == DType::bf16 && K >= least_keys(kK) && K <= kK && V % kVTile == 0 &&
-         device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
-         has_shared_memory(Memory::bytes());
+         has_warpgroups() && has_shared_memory(Memory::bytes());
 }
 
 void delta_chunk_backward_wgmma(Context& context, const DeltaChunkBackward& a) {

@@ -18,8 +18,6 @@ struct ForwardArgs {
   const float* S_initial;
 };
 
-#ifdef KLA_HAS_WGMMA
-
 // beta o Y of the warp's 16 columns of V, transposed, with Y = V - D R.
 template <bool kResets>
 __device__ __forceinline__ void weighted_errors(const Accumulator (&R)[kTokenBlocks],
@@ -104,12 +102,9 @@ __device__ __forceinline__ void forward_step(const ForwardArgs& a, const Feed<fa
   warpgroup_wait<0>();
 }
 
-#endif  // KLA_HAS_WGMMA
-
 template <int kGroups>
 __global__ void __launch_bounds__(kGroupThreads* kGroups, 1)
     scan_forward_wgmma_kernel(ForwardArgs a) {
-#ifdef KLA_HAS_WGMMA
   SharedMemory shared;
   const Memory<kGroups> memory(shared);
   const DeltaPointers<bfloat16>& in = a.in;
@@ -127,7 +122,6 @@ __global__ void __launch_bounds__(kGroupThreads* kGroups, 1)
       forward_step<true>(a, feed, n, coming, S);
   }
   if (a.S_final) store_state(S, a.S_final + carried_state(in, feed.at()), in.K);
-#endif
 }
 
 // ---- Reverse -----------------------------------------------------------------------------------
@@ -139,8 +133,6 @@ struct ReverseArgs {
   float* dS_initial;  // null if not given, as dS_final
   const float* dS_final;
 };
-
-#ifdef KLA_HAS_WGMMA
 
 template <bool kResets, int kGroups>
 __device__ __forceinline__ void reverse_step(const ReverseArgs& a, const Feed<true, kGroups>& feed,
@@ -211,12 +203,9 @@ __device__ __forceinline__ void reverse_step(const ReverseArgs& a, const Feed<tr
   warpgroup_wait<0>();
 }
 
-#endif  // KLA_HAS_WGMMA
-
 template <int kGroups>
 __global__ void __launch_bounds__(kGroupThreads* kGroups, 1)
     reverse_scan_wgmma_kernel(ReverseArgs a) {
-#ifdef KLA_HAS_WGMMA
   SharedMemory shared;
   const Memory<kGroups> memory(shared);
   const DeltaPointers<bfloat16>& in = a.in;
@@ -234,7 +223,6 @@ __global__ void __launch_bounds__(kGroupThreads* kGroups, 1)
       reverse_step<true>(a, feed, step, coming, dS);
   }
   if (a.dS_initial) store_state(dS, a.dS_initial + carried_state(in, feed.at()), in.K);
-#endif
 }
 
 // ---- Launch ------------------------------------------------------------------------------------
@@ -272,7 +260,7 @@ Shape shape_of(const View& q, const Grid& grid) {
 
 bool scans_on_warpgroups(const Context& context, int64_t K, int64_t V) {
   return context.compute == DType::bf16 && K >= least_keys(kK) && K <= kK &&
-         V % kGroupColumns == 0 && device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
+         V % kGroupColumns == 0 && has_warpgroups() &&
          has_shared_memory(Memory<kMostGroups>::bytes());
 }
 

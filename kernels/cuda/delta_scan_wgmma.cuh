@@ -174,8 +174,6 @@ struct Feed {
   }
 };
 
-#ifdef KLA_HAS_WGMMA
-
 // ---- Products ----------------------------------------------------------------------------------
 
 inline constexpr int kKeyRow = 2 * KeyTile::kRowOfCores;
@@ -269,7 +267,5 @@ __device__ __forceinline__ void scale_tokens(Accumulator (&c)[kTokenBlocks], con
       x = scale * f * passed<kResets>(f, x);
     }
 }
-
-#endif  // KLA_HAS_WGMMA
 
 }  // namespace kla::KLA_BACKEND

@@ -8,6 +8,15 @@
 
 namespace kla::KLA_BACKEND {
 
+// Whether the program has code for warpgroups and the current device runs it.
+inline bool has_warpgroups() {
+#if defined(KLA_SM90A) || defined(KLA_SIMT)
+  return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9;
+#else
+  return false;
+#endif
+}
+
 inline constexpr int kCoreBytes = 2 * CoreTile<kTokens>::kCore;
 
 // Bytes from one row of cores to the next.

@@ -12,12 +12,14 @@
 
 #ifdef KLA_SIMT
 #include "tests/simt/wgmma.h"
+#define KLA_HAS_WGMMA 1
 #else
 
 #include <cstdint>
 
 #include "kernels/cuda/ptx.cuh"
 
+// What is compiled for another architecture must not reach these.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 #define KLA_HAS_WGMMA 1
 #endif

@@ -111,7 +111,7 @@ TEST(DeviceScan, TakesWholeWarpgroups) {
   DeltaProblem p = draw_problem({.B = 2, .T = 260, .H = 1, .K = 96, .V = 64}, Decay::mixed, 0.5);
   for (std::initializer_list<int64_t> tokens :
        {std::initializer_list<int64_t>{0, 1, 2, 3}, {63, 127, 128, 129}, {64, 391}}) {
-    reset_at(p, tokens);
+    p.reset = resets_at(p.shape, tokens);
     expect_scan(p, "resets from " + std::to_string(*tokens.begin()), {DType::bf16});
   }
 }
@@ -120,7 +120,7 @@ TEST(DeviceScan, TakesWholeWarpgroups) {
 TEST(DeviceScan, TakesWideKeysOfSeveralHeads) {
   DeltaProblem p = draw_problem({.B = 2, .T = 65, .H = 2, .K = 208, .V = 80}, Decay::mixed, 0.3);
   expect_scan(p, "mixed decay");
-  reset_at(p, {3, 64, 65 + 40});
+  p.reset = resets_at(p.shape, {3, 64, 65 + 40});
   expect_scan(p, "resets");
 }
 
