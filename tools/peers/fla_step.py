@@ -25,6 +25,7 @@ import sys
 
 import fla.ops.common.chunk_o as chunk_o
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 import triton
 from fla.modules import FusedLinearCrossEntropyLoss, FusedRMSNormGated, RMSNorm
@@ -34,6 +35,7 @@ from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 from torch import nn
 from triton.runtime.autotuner import Autotuner
 
+torch._functorch.config.donated_buffer = False  # the timing of a layer keeps its graph
 EPS_NORM = 1e-5  # of RMSNorm
 EPS_KEY = 1e-6  # of the key norm
 
