@@ -13,22 +13,31 @@ constexpr double kMixerBf16Bound = 2e-2;  // of prep, scan and norm in a row
 
 // Gradients of parameters that every token adds to, and the gradients they are added up beside.
 // Their terms have either sign, and neighbouring tokens share the rounding of what they have in
-// common, so in bf16 the error of a sum counts relative to the magnitudes of its terms.
+// common, so in bf16 the error of a sum counts relative to the magnitudes of its terms. In f32 the
+// sums are as good as all else, but no better than the last place of those magnitudes: d.theta of
+// learned_scalar under strong decay is 158 times smaller than its terms together.
 const std::map<std::string, std::string> kSums = {
     {"d.b_bias", "d.b"}, {"d.a_bias", "d.a"}, {"d.a_log", "d.a"}, {"d.theta", "d.b"}};
 
-void expect_mixer_close(Results results, Results reference, const std::string& what) {
+constexpr double kLastPlace = 0x1p-23;
+void expect_mixer_close(Results results, Results reference, DType compute,
+                        const std::string& what) {
   for (const auto& [sum, terms] : kSums) {
     if (!reference.contains(sum)) continue;
-    double difference = 0, magnitudes = 0;
-    for (size_t i = 0; i < reference.at(sum).size(); ++i)
+    double difference = 0, size = 0, magnitudes = 0;
+    for (size_t i = 0; i < reference.at(sum).size(); ++i) {
       difference += std::abs(results.at(sum)[i] - reference.at(sum)[i]);
+      size += std::abs(reference.at(sum)[i]);
+    }
     for (double term : reference.at(terms)) magnitudes += std::abs(term);
-    EXPECT_LE(difference, kMixerBf16Bound * magnitudes) << what << ": " << sum;
+    EXPECT_LE(difference, compute == DType::f32
+                              ? std::max(kFloatBound * size, kLastPlace * magnitudes)
+                              : kMixerBf16Bound * magnitudes)
+        << what << ": " << sum;
     results.erase(sum);
     reference.erase(sum);
   }
-  expect_close(results, reference, kMixerBf16Bound, what);
+  expect_close(results, reference, compute == DType::f32 ? kFloatBound : kMixerBf16Bound, what);
 }
 
 // Prep, scan and norm in a row, forward and backward: close in both types, and the same bits with
@@ -41,10 +50,7 @@ void expect_mixer(const MixerCase& c, const std::string& what) {
       const Results reference = execute(Device::reference, program, 1, compute);
       const Results results = execute(device, program, 1, compute);
       expect_finite(results, where);
-      if (compute == DType::f32)
-        expect_close(results, reference, kFloatBound, where);
-      else
-        expect_mixer_close(results, reference, where);
+      expect_mixer_close(results, reference, compute, where);
       expect_identical(execute(device, program, 3, compute), results, where + ", 3 threads");
     }
 }
