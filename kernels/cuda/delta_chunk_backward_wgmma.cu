@@ -11,171 +11,11 @@
 //
 //   group 0:  dQ = s D (dO S) + B K        group 1:  -D beta (N S) + beta o (dA K), handed to
 //   group 2:  dK = that + E (X dS) + B^T Q + (beta o dA)^T K.
-#include "kernels/cuda/delta_chunk_backward.cuh"
+#include "kernels/cuda/delta_chunk_backward_wgmma.cuh"
 #include "kernels/cuda/delta_chunk_backward_wgmma.h"
-#include "kernels/cuda/delta_warpgroup.cuh"
 
 namespace kla::KLA_BACKEND {
 namespace {
-
-constexpr int kK = 96, kKeyBlocks = kK / kBlock;
-constexpr int kVTile = 64;
-constexpr int kGroups = 3, kThreads = 128 * kGroups, kLastWarp = kThreads / 32 - 1;
-
-using KeyTile = CoreTile<kK>;
-using SquareTile = CoreTile<kTokens>;
-static_assert(kVTile == kTokens);
-constexpr int kKeyElements = KeyTile::elements(kTokens);
-constexpr int kSquareElements = SquareTile::elements(kTokens);
-
-// Sums of tokens.
-struct ChunkSums {
-  float qdq[kTokens], kM[kTokens], kdk[kTokens], vN[kTokens], kdA[kTokens], rectangle[kTokens];
-  float states[4];  // by warp of group 2
-};
-
-struct Memory {
-  struct Head {  // of a chunk; Tg becomes beta o dA, P becomes B
-    KeyTile k, q;
-    CoreTriangle inverse, P;
-    Gates* gates;
-  };
-  struct VTile {
-    KeyTile S, dS;       // [64 of V][K]
-    SquareTile v, dout;  // [64][64 of V]
-  };
-  // A stage holds a tile; the one that holds none behind the walk: Z of group 1, and what it hands
-  // to group 2 [kKeyBlocks * 8][128 threads].
-  static constexpr int kZElements = kTokens * kZStride, kHandedElements = kKeyBlocks * 8 * 128;
-  static constexpr int kStageElements = 2 * (kKeyElements + kSquareElements);
-  static constexpr int kChainElements = 2 * kSquareElements;
-  static_assert(kStageElements >= 2 * (kZElements + kHandedElements));  // of f32
-  static_assert(kChainElements >= 2 * kZElements);
-
-  bfloat16 *k, *q, *inverse, *P, *stages, *chains;
-  Gates* gates;
-  ChunkSums* sums;
-  ChunkPlace* place;  // of this chunk: four registers less through the products
-
-  __device__ explicit Memory(SharedMemory& shared) {
-    k = shared.array<bfloat16>(2 * kKeyElements);
-    q = shared.array<bfloat16>(2 * kKeyElements);
-    inverse = shared.array<bfloat16>(2 * kSquareElements);
-    P = shared.array<bfloat16>(kSquareElements);
-    stages = shared.array<bfloat16>(2 * kStageElements);
-    chains = shared.array<bfloat16>(kChainElements);  // X^T and N^T, then Z of group 2
-    gates = shared.array<Gates>(2);
-    sums = shared.array<ChunkSums>(1);
-    place = shared.array<ChunkPlace>(1);
-  }
-  static size_t bytes() {
-    SharedSize size;
-    size.array<bfloat16>(2 * kKeyElements);
-    size.array<bfloat16>(2 * kKeyElements);
-    size.array<bfloat16>(2 * kSquareElements);
-    size.array<bfloat16>(kSquareElements);
-    size.array<bfloat16>(2 * kStageElements);
-    size.array<bfloat16>(kChainElements);
-    size.array<Gates>(2);
-    size.array<ChunkSums>(1);
-    size.array<ChunkPlace>(1);
-    return size.bytes();
-  }
-
-  // Of the chunk that the block takes as its `turn`-th.
-  __device__ Head head(int turn) const {
-    const int s = turn % 2;
-    return {{k + s * kKeyElements},
-            {q + s * kKeyElements},
-            {inverse + s * kSquareElements},
-            {P},
-            gates + s};
-  }
-  // Number `count` of the tiles that the block walks over.
-  __device__ bfloat16* stage(int count) const { return stages + count % 2 * kStageElements; }
-  __device__ VTile tile(int count) const {
-    bfloat16* s = stage(count);
-    return {
-        {s}, {s + kKeyElements}, {s + 2 * kKeyElements}, {s + 2 * kKeyElements + kSquareElements}};
-  }
-  __device__ SquareTile X() const { return {chains}; }
-  __device__ SquareTile N() const { return {chains + kSquareElements}; }
-};
-
-// Group 2 brings the tiles, while the others are at their chains: of a chunk keys, queries and T0,
-// of a tile of V the states and values. Copies know their thread anew: products need the registers.
-struct Feed {
-  static constexpr int kThreads = 128;
-  const BackwardArgs<bfloat16>& a;
-  const Memory& memory;
-
-  __device__ ChunkPlace place(int chunk) const {
-    const int n = chunk / a.in.H;
-    return chunk_place(a.in, n / a.in.NC, n % a.in.NC, chunk % a.in.H);
-  }
-  __device__ void head(int turn, const ChunkPlace& p) const {
-    const int thread = thread_index() % kThreads;
-    const Memory::Head to = memory.head(turn);
-    const DeltaPointers<bfloat16>& in = a.in;
-    const int64_t row = first_row(in, p) * in.K;
-    copy_cores<kThreads>(to.k, in.k + row, in.H * in.K, p.tokens, in.K, thread);
-    copy_cores<kThreads>(to.q, in.q + row, in.H * in.K, p.tokens, in.K, thread);
-    copy_triangle(to.inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, thread / 32,
-                  kThreads / 32, thread % 32);
-  }
-  __device__ void tile(int count, const ChunkPlace& p, int n) const {
-    const int thread = thread_index() % kThreads;
-    const Memory::VTile to = memory.tile(count);
-    const int K = a.in.K, V = a.in.V;
-    const int64_t state = (chunk_index(a.in, p) * V + n * kVTile) * K;
-    const int64_t row = first_row(a.in, p) * V + n * kVTile;
-    copy_cores<kThreads>(to.S, a.S_enter + state, K, kVTile, K, thread);
-    copy_cores<kThreads>(to.dS, a.dS_leave + state, K, kVTile, K, thread);
-    copy_cores<kThreads>(to.v, a.in.v + row, a.in.H * V, p.tokens, kVTile, thread);
-    copy_cores<kThreads>(to.dout, a.dout + row, a.in.H * V, p.tokens, kVTile, thread);
-  }
-  // The next tile but `n` of the chunk at p, or the head and first tile of the next chunk.
-  __device__ void after(int turn, int n, const ChunkPlace& p, int next_chunk, int chunks) const {
-    const int tiles = a.in.V / kVTile, count = turn * tiles + n + 1;
-    if (n + 1 < tiles) {
-      tile(count, p, n + 1);
-    } else if (next_chunk < chunks) {
-      const ChunkPlace next = place(next_chunk);
-      head(turn + 1, next);
-      tile(count, next, 0);
-    }
-    cp_async_commit();
-  }
-};
-
-// What was copied or written is there for all, the tensor cores included.
-__device__ __forceinline__ void meet() {
-  share_with_tensor_cores();
-  __syncthreads();
-}
-
-// c = a b^T of two tiles of 64 rows, summed over their columns.
-template <int kColumns>
-__device__ __forceinline__ void multiply_tiles(Accumulator (&c)[kTokenBlocks],
-                                               const CoreTile<kColumns>& a,
-                                               const CoreTile<kColumns>& b) {
-  warpgroup_multiply<kTokenBlocks, false, false, false>(c, along_columns(a, 0),
-                                                        along_columns(b, 0));
-#pragma unroll
-  for (int i = 1; i < kColumns / kBlock; ++i)
-    warpgroup_multiply<kTokenBlocks, false, false, true>(c, along_columns(a, i),
-                                                         along_columns(b, i));
-}
-
-// c += a b, or a^T b, over the 64 rows of b.
-template <bool kTransposed, int kBlocks>
-__device__ __forceinline__ void add_product(Accumulator (&c)[kBlocks], const SquareTile& a,
-                                            const CoreTile<kBlocks * kBlock>& b) {
-#pragma unroll
-  for (int i = 0; i < kTokens / kBlock; ++i)
-    warpgroup_multiply<kBlocks, kTransposed, true, true>(
-        c, kTransposed ? along_rows(a, i) : along_columns(a, i), along_rows(b, i));
-}
 
 // ---- The walk over V: `row` is the warp's first of the group's 64 rows -------------------------
 
@@ -185,8 +25,9 @@ __device__ __forceinline__ void store_rows(const SquareTile& to, int row,
   for (int i = 0; i < kTokenBlocks; ++i) store(to, row, i * kBlock, c[i]);
 }
 
-__device__ __forceinline__ void write_chain(const Memory::Head& m, const Memory::VTile& tile,
-                                            const SquareTile& X, int row) {
+__device__ __forceinline__ void write_chain(const WarpgroupMemory::Head& m,
+                                            const WarpgroupMemory::VTile& tile, const SquareTile& X,
+                                            int row) {
   Accumulator c[kTokenBlocks];  // R, then X
   OperandA<bfloat16> Yb[kTokenBlocks];
   warpgroup_begin();
@@ -203,7 +44,8 @@ __device__ __forceinline__ void write_chain(const Memory::Head& m, const Memory:
   store_rows(X, row, c);
 }
 
-__device__ __forceinline__ void gradient_chain(const Memory::Head& m, const Memory::VTile& tile,
+__device__ __forceinline__ void gradient_chain(const WarpgroupMemory::Head& m,
+                                               const WarpgroupMemory::VTile& tile,
                                                const SquareTile& N, int row) {
   Accumulator c[kTokenBlocks];  // dX, then N
   OperandA<bfloat16> a[kTokenBlocks];
@@ -228,7 +70,7 @@ __device__ __forceinline__ void gradient_chain(const Memory::Head& m, const Memo
 }
 
 // This thread's part of <dS, S>: rows of cores, neighbours one behind the other.
-__device__ __forceinline__ float dot_states(const Memory::VTile& tile) {
+__device__ __forceinline__ float dot_states(const WarpgroupMemory::VTile& tile) {
   constexpr int kCores = kTokens / 8 * (kK / 8), kAtOnce = 128 / 8;
   static_assert(kCores % kAtOnce == 0);
   const int thread = static_cast<int>(threadIdx.x) % 128;
@@ -276,7 +118,7 @@ __device__ constexpr int z_offset(int e) {
 
 // dP -> B = s Gam o dP, over P, and Z = dP o P.
 __device__ __forceinline__ void make_B(const Accumulator (&dP)[kTokenBlocks], float* Z,
-                                       const Memory::Head& m, int row, float scale) {
+                                       const WarpgroupMemory::Head& m, int row, float scale) {
   const TwoRows rows = two_rows(*m.gates, row);
   float* place = Z + (row + row_of(0)) * kZStride + column_of(0);
 #pragma unroll
@@ -301,7 +143,7 @@ __device__ __forceinline__ void make_B(const Accumulator (&dP)[kTokenBlocks], fl
 __device__ __forceinline__ void make_dA(Accumulator (&NX)[kTokenBlocks],
                                         const Accumulator (&KK)[kTokenBlocks],
                                         OperandA<bfloat16> (&dA)[kTokenBlocks], float* Z,
-                                        float* kdA, const Memory::Head& m, int row) {
+                                        float* kdA, const WarpgroupMemory::Head& m, int row) {
   const TwoRows rows = two_rows(*m.gates, row);
   const float beta[2] = {m.gates->beta[rows.row[0].token], m.gates->beta[rows.row[1].token]};
   float* place = Z + (row + row_of(0)) * kZStride + column_of(0);
@@ -355,9 +197,9 @@ __device__ inline void sum_columns(const float* Z, float* rectangle) {
 // sums over V: `wide` [64 x K], `square` [64 x 64].
 struct Chunk {
   const BackwardArgs<bfloat16>& a;
-  const Memory& memory;
+  const WarpgroupMemory& memory;
   const ChunkPlace& p;
-  const Memory::Head m;
+  const WarpgroupMemory::Head m;
   int turn, row;  // the warp's first row of its group's 64
 
   __device__ __forceinline__ int tiles() const { return a.in.V / kVTile; }
@@ -375,7 +217,7 @@ struct Chunk {
     for (int n = 0; n < tiles(); ++n) {
       cp_async_wait<0>();
       meet();  // the tile is there, the one before has been read
-      const Memory::VTile tile = memory.tile(count(n));
+      const WarpgroupMemory::VTile tile = memory.tile(count(n));
       chain(tile, n);
       meet();
       sum(tile, n);
@@ -437,7 +279,7 @@ struct Chunk {
     add_rows(wide, dA, m.k);
     warpgroup_commit();
     warpgroup_wait<0>();
-    float* handed = spare() + Memory::kZElements + static_cast<int>(threadIdx.x) % 128;
+    float* handed = spare() + WarpgroupMemory::kZElements + static_cast<int>(threadIdx.x) % 128;
 #pragma unroll
     for (int n = 0; n < kKeyBlocks; ++n)
 #pragma unroll
@@ -469,7 +311,8 @@ struct Chunk {
     scale_rows(wide, *m.gates, m.gates->E, row, [&](int t) { return m.gates->E[t]; });
     prepare();
     meet();
-    const float* handed = spare() + Memory::kZElements + static_cast<int>(threadIdx.x) % 128;
+    const float* handed =
+        spare() + WarpgroupMemory::kZElements + static_cast<int>(threadIdx.x) % 128;
 #pragma unroll
     for (int n = 0; n < kKeyBlocks; ++n)
 #pragma unroll
@@ -489,8 +332,8 @@ struct Chunk {
 __global__ void __launch_bounds__(kThreads, 1)
     backward_wgmma_kernel(BackwardArgs<bfloat16> a, int chunks) {
   SharedMemory shared;
-  const Memory memory(shared);
-  const Feed feed{a, memory};
+  const WarpgroupMemory memory(shared);
+  const WarpgroupFeed feed{a, memory};
   const int warp = uniform_warp_index();
   const auto chunk_of = [&](int turn) {
     return static_cast<int>(blockIdx.x) + turn * static_cast<int>(gridDim.x);
@@ -552,7 +395,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 bool chunk_backward_on_warpgroups(const Context& context, int64_t K, int64_t V) {
   return context.compute == DType::bf16 && K >= least_keys(kK) && K <= kK && V % kVTile == 0 &&
-         has_warpgroups() && has_shared_memory(Memory::bytes());
+         has_warpgroups() && has_shared_memory(WarpgroupMemory::bytes());
 }
 
 void delta_chunk_backward_wgmma(Context& context, const DeltaChunkBackward& a) {
@@ -561,7 +404,7 @@ void delta_chunk_backward_wgmma(Context& context, const DeltaChunkBackward& a) {
   launch(context, backward_wgmma_kernel,
          Shape{.grid = dim3(static_cast<unsigned>(std::min(chunks, multiprocessors()))),
                .threads = kThreads,
-               .shared_bytes = Memory::bytes()},
+               .shared_bytes = WarpgroupMemory::bytes()},
          args, chunks);
 }
 
