@@ -41,8 +41,8 @@ struct BackwardShape {
   static constexpr int kSquares =
       (2 * kLowerBlocks + kWarps - 1) / kWarps;                   // 16x16 blocks of dP, dA a warp
   static constexpr bool kKeepQ = sizeof(T) == 2 || kK <= 128;     // else read again at the end
-  static constexpr int kMostColumns = sizeof(T) == 2 ? 128 : 64;  // split operands take registers
-  static constexpr int kColumns = kK < 128 ? kK : kMostColumns;   // of the keys, at a time
+  static constexpr int kMostColumns = sizeof(T) == 2 ? 128 : 32;  // split operands take registers
+  static constexpr int kColumns = kK < kMostColumns ? kK : kMostColumns;  // of the keys, at a time
   static constexpr int kBlocks = (kColumns / kBlock + kParts - 1) / kParts;  // a warp
   static constexpr bool kEven =
       kBlocks * kParts * kBlock == kColumns;  // every warp has all of them
