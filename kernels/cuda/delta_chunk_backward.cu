@@ -24,7 +24,7 @@ namespace {
 template <int kK, class T>
 __device__ __forceinline__ void read_tile(const Tile<T>& state, int column, const Tile<T>& k,
                                           Accumulator (&R)[kTokenBlocks]) {
-  constexpr int kUnroll = sizeof(T) == 2 ? 2 : 1;  // split operands take registers
+  [[maybe_unused]] constexpr int kUnroll = sizeof(T) == 2 ? 2 : 1;  // split operands take registers
 #pragma unroll kUnroll
   for (int c = 0; c < kK; c += kBlock) {
     const OperandA<T> s = load_a(state, column, c);

@@ -292,7 +292,8 @@ __device__ inline void make_gates(Gates& out, const GateInputs& in) {
 template <int kK, class TileA, class TileB>
 __device__ Accumulator product_abt(const TileA& a, int i, const TileB& b, int j,
                                    Accumulator c = {}) {
-  constexpr int kUnroll = kK <= 128 ? kK / kBlock : 4;  // more loads drawn ahead would spill
+  [[maybe_unused]] constexpr int kUnroll =
+      kK <= 128 ? kK / kBlock : 4;  // more loads drawn ahead would spill
 #pragma unroll kUnroll
   for (int k = 0; k < kK; k += kBlock)
     multiply_add(c, load_a(a, i * kBlock, k), load_b_transposed(b, j * kBlock, k));
