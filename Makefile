@@ -4,7 +4,7 @@ JOBS ?= $(shell nproc)
 BUILD := build/release
 CI_BUILD := build/ci
 
-.PHONY: menu setup build cuda quickstart test sanitize bench format lint clean
+.PHONY: menu setup build cuda quickstart test sanitize tsan bench format lint clean
 
 menu:
 	@echo "make setup       install what is missing (Debian packages; needs root or sudo)"
@@ -13,6 +13,7 @@ menu:
 	@echo "make quickstart  from nothing to two trained models and a report, about 7 minutes on 2 cores"
 	@echo "make test        build everything with warnings as errors and run all tests"
 	@echo "make sanitize    the kernels' tests under AddressSanitizer and UBSan, CUDA kernels included"
+	@echo "make tsan        the tests that start threads under ThreadSanitizer"
 	@echo "make bench       speed of every op and of the training step on this machine"
 	@echo "make format      clang-format all sources"
 	@echo "make lint        check formatting and the size of lines, functions, files; TIDY=1: clang-tidy too"
@@ -49,6 +50,14 @@ sanitize: setup
 	@printf '%s\n' test_device\ 6\ {0..5} test_kernels\ 2\ {0,1} "test_simt 1 0" | xargs -P $(JOBS) -L 1 sh -c \
 	  'GTEST_TOTAL_SHARDS=$$1 GTEST_SHARD_INDEX=$$2 build/asan/tests/$$0 --gtest_brief=1 || exit 255'
 
+# oneDNN and the OpenMP below it are not instrumented; each of their calls stays on the thread that makes it.
+tsan: setup
+	@echo "== building the tests that start threads with ThreadSanitizer into build/tsan"
+	@cmake --preset tsan
+	@cmake --build build/tsan -j $(JOBS) --target $(addprefix test_,core data kernels eval train distributed)
+	@printf '%s\n' kernels core data eval train "distributed Channel*:Communicator*:Rendezvous*:Optimizer*" | \
+	  xargs -P $(JOBS) -L 1 sh -c 'build/tsan/tests/test_$$0 --gtest_brief=1 --gtest_filter="$${1:-*}" || exit 255'
+
 bench: build
 	@$(BUILD)/kla bench configs/bench/cpu.yaml
 
@@ -59,8 +68,8 @@ lint:
 	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror
 	@python3 tools/check_style.py
 ifdef TIDY
-	@cmake --preset release > /dev/null
-	@git ls-files 'src/*.cpp' 'kernels/*.cpp' | xargs -P $(JOBS) -n 4 clang-tidy -p $(BUILD) --quiet
+	@cmake --preset debug > /dev/null
+	@git ls-files 'src/*.cpp' 'kernels/*.cpp' | xargs -P $(JOBS) -n 4 clang-tidy -p build/debug --quiet
 endif
 
 clean:

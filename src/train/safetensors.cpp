@@ -17,7 +17,7 @@ static_assert(std::endian::native == std::endian::little, "safetensors are littl
 
 constexpr int64_t kMaxHeader = 100'000'000;
 constexpr size_t kMaxName = 512;
-constexpr size_t kMaxTensors = 1'000'000;
+constexpr size_t kMaxTensors = 100'000;
 
 const std::map<DType, std::string> kTypeNames = {{DType::f64, "F64"},   {DType::f32, "F32"},
                                                  {DType::bf16, "BF16"}, {DType::i64, "I64"},
@@ -58,7 +58,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
       if (text.size() > kMaxName || text.empty()) return fail("a name that is empty or too long");
       if (log::printable(text) != text) return fail("a name with control characters");
       if (!seen_.insert(text).second) return fail("the name '" + text + "' twice");
-      if (seen_.size() > kMaxTensors) return fail("more than a million tensors");
+      if (seen_.size() > kMaxTensors) return fail("more than 100,000 tensors");
       name_ = text;
       return true;
     }
