@@ -44,8 +44,8 @@ struct BackwardShape {
   static constexpr int kMostColumns = sizeof(T) == 2 ? 128 : 32;  // split operands take registers
   static constexpr int kColumns = kK < kMostColumns ? kK : kMostColumns;  // of the keys, at a time
   static constexpr int kBlocks = (kColumns / kBlock + kParts - 1) / kParts;  // a warp
-  static constexpr bool kEven =
-      kBlocks * kParts * kBlock == kColumns;  // every warp has all of them
+  // Every warp has all of them, each time.
+  static constexpr bool kEven = kBlocks * kParts * kBlock == kColumns && kK % kColumns == 0;
   static constexpr int kKeyStride = padded<T>(kK), kVStride = padded<T>(kVTile);
   static constexpr int kTokenStride = padded<T>(kTokens);
 
