@@ -13,9 +13,9 @@ constexpr double kMixerBf16Bound = 2e-2;  // of prep, scan and norm in a row
 
 // Gradients of parameters that every token adds to, and the gradients they are added up beside.
 // Their terms have either sign, and neighbouring tokens share the rounding of what they have in
-// common, so in bf16 the error of a sum counts relative to the magnitudes of its terms. In f32 the
-// sums are as good as all else, but no better than the last place of those magnitudes: d.theta of
-// learned_scalar under strong decay is 158 times smaller than its terms together.
+// common, so in bf16 the error of a sum counts relative to the magnitudes of its terms. In f32 on
+// a card, whose tensor cores cut off, they are no better than the last place of those magnitudes:
+// d.theta of learned_scalar under strong decay is 158 times smaller than its terms together.
 const std::map<std::string, std::string> kSums = {
     {"d.b_bias", "d.b"}, {"d.a_bias", "d.a"}, {"d.a_log", "d.a"}, {"d.theta", "d.b"}};
 
@@ -50,7 +50,10 @@ void expect_mixer(const MixerCase& c, const std::string& what) {
       const Results reference = execute(Device::reference, program, 1, compute);
       const Results results = execute(device, program, 1, compute);
       expect_finite(results, where);
-      expect_mixer_close(results, reference, compute, where);
+      if (compute == DType::f32 && device != Device::cuda)
+        expect_close(results, reference, kFloatBound, where);
+      else
+        expect_mixer_close(results, reference, compute, where);
       expect_identical(execute(device, program, 3, compute), results, where + ", 3 threads");
     }
 }
