@@ -29,7 +29,7 @@ build: setup
 
 cuda: setup
 	@echo "== building build/cuda/kla"
-	@cmake --preset cuda
+	@cmake --preset cuda $(if $(CUDA_ARCH),"-DKLA_CUDA_ARCH=$(CUDA_ARCH)")
 	@cmake --build build/cuda -j $(JOBS)
 	@tools/kernel_report.py build/cuda
 

@@ -3,7 +3,18 @@
 # either way: nothing here links the driver, and NCCL is loaded when a run asks for it.
 set(KLA_CUDA AUTO CACHE STRING "CUDA backend: AUTO (a toolkit and a visible GPU), ON or OFF")
 set_property(CACHE KLA_CUDA PROPERTY STRINGS AUTO ON OFF)
-set(KLA_CUDA_ARCH 90a CACHE STRING "GPU architectures to compile for, such as 90a or \"80;90a\"")
+
+# The architectures of the GPUs that are here, else Hopper's. 90a is 9.0 with its products of warpgroups.
+set(archs 90a)
+execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+                OUTPUT_VARIABLE capabilities RESULT_VARIABLE failed ERROR_QUIET)
+if(NOT failed AND capabilities MATCHES "^[0-9]+\\.[0-9]+")
+  string(REGEX MATCHALL "[0-9]+\\.[0-9]+" archs "${capabilities}")
+  list(REMOVE_DUPLICATES archs)
+  list(TRANSFORM archs REPLACE "\\." "")
+  list(TRANSFORM archs REPLACE "^90$" 90a)
+endif()
+set(KLA_CUDA_ARCH "${archs}" CACHE STRING "GPU architectures to compile for, such as 90a or \"80;90a\"")
 
 set(KLA_HAVE_CUDA OFF)
 set(KLA_CUDA_STATE "KLA_CUDA=OFF")  # for the summary
@@ -53,6 +64,8 @@ function(kla_cuda_layer)
   target_compile_options(kla_kernels_cuda PRIVATE
     $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-fno-math-errno -Xptxas=-v --expt-relaxed-constexpr>
     $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${KLA_WERROR}>>:-Werror=all-warnings -Xcompiler=-Werror>)
+  string(REPLACE ";" ", sm_" arch_names "${KLA_CUDA_ARCH}")
+  target_compile_definitions(kla_kernels_cuda PRIVATE KLA_CUDA_ARCH="${arch_names}")
   if(KLA_CUDA_ARCH MATCHES "90a")
     target_compile_definitions(kla_kernels_cuda PRIVATE KLA_SM90A)  # code for warpgroups is in the program
   endif()

@@ -33,10 +33,9 @@ BackwardArgs<T> backward_args(const DeltaChunkBackward& a) {
 template <class T, int kK>
 struct BackwardShape {
   static constexpr bool kFast = sizeof(T) == 2 && kK <= 96;  // what models are trained with
-  static constexpr bool kWide = kK > (sizeof(T) == 2 ? 128 : 96);
   static constexpr int kParts = kFast ? kMostParts : 2, kWarps = kTokenBlocks * kParts;
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kVTile = kFast ? 96 : (sizeof(T) == 2 ? 64 : 32) / (kWide ? 2 : 1);
+  static constexpr int kVTile = kFast ? 96 : sizeof(T) != 2 ? 16 : kK <= 128 ? 64 : 32;
   static constexpr int kStages = kFast ? 2 : 1;
   static constexpr int kSquares =
       (2 * kLowerBlocks + kWarps - 1) / kWarps;                   // 16x16 blocks of dP, dA a warp

@@ -17,6 +17,10 @@ namespace {
 
 constexpr int kOldestMajor = 8;  // the first with bf16 tensor cores
 
+#ifndef KLA_SIMT
+__global__ void any_kernel() {}  // asked whether the program has code for the device
+#endif
+
 // Two page-locked buffers: the host fills one while the device copies out of the other. A batch of
 // tokens fits one, weights go through in pieces.
 class UploadRing {
@@ -191,6 +195,17 @@ class GpuServices final : public DeviceServices {
                       std::to_string(properties_.sharedMemPerBlockOptin / 1024) +
                       " KiB of shared memory; the kernels need compute capability 8.0 and 163 KiB",
                   "use an A100, H100, H200 or newer, or choose device.backend: cpu");
+#ifndef KLA_SIMT
+    cudaFuncAttributes attributes;
+    const cudaError_t code = cudaFuncGetAttributes(&attributes, any_kernel);
+    if (code == cudaErrorNoKernelImageForDevice || code == cudaErrorInvalidDeviceFunction)
+      throw Error(Exit::usage,
+                  "device.backend: this program's kernels are compiled for sm_" KLA_CUDA_ARCH
+                  ", not for " + describe(),
+                  "build with make cuda CUDA_ARCH=" + std::to_string(properties_.major) +
+                      std::to_string(properties_.minor) + ", or choose device.backend: cpu");
+    KLA_CUDA_CHECK(code);
+#endif
   }
 
   cudaDeviceProp properties_{};

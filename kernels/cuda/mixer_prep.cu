@@ -228,16 +228,17 @@ __device__ void store_inverse(const Forward<T, kAligned>& p, const ChunkShared<T
   }
 }
 
+// Blocks a multiprocessor can hold without a spill.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-constexpr int kPlainBlocks = 2;  // three would spill
+template <class T>
+constexpr int kPlainBlocks = sizeof(T) == 2 ? 2 : 1;
 #else
-constexpr int kPlainBlocks = 3;
+template <class T>
+constexpr int kPlainBlocks = sizeof(T) == 2 ? 3 : 2;
 #endif
 // kPlain: neither softmax nor values by their own norm, whose code would cost the others registers.
 template <class T, bool kAligned, bool kPlain>
-__global__ void __launch_bounds__(kMaxThreads, !kPlain          ? 1
-                                               : sizeof(T) == 2 ? kPlainBlocks
-                                                                : 2)
+__global__ void __launch_bounds__(kMaxThreads, kPlain ? kPlainBlocks<T> : 1)
     prep_forward_kernel(const __grid_constant__ Forward<T, kAligned> p) {
   const ChunkShared<T> m(p.s.K);
   Chunk c = chunk_of(p);
