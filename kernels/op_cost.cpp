@@ -57,7 +57,7 @@ OpCost cost(const MatmulForward& a) {
 }
 OpCost cost(const MatmulBackwardInput& a) {
   return product({{Product::Form::input, a.dy.rows(), a.w.cols(), a.w.rows()}},
-                 moved({a.dx, a.dy, a.w, a.accumulate ? a.dx : View()}));
+                 moved({a.dx, a.dy, a.w}));
 }
 OpCost cost(const MatmulBackwardWeight& a) {
   return product({{Product::Form::weight, a.dw.rows(), a.dw.cols(), a.x.rows()}},

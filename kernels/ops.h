@@ -62,15 +62,14 @@ struct MatmulForward {
   View w;         // [N,K] compute
   View residual;  // [M,N] type of y, optional; may be the same memory as y
 };
-struct MatmulBackwardInput {  // dx = dy w  (+ dx if accumulate)
+struct MatmulBackwardInput {  // dx = dy w
   View dx;                    // [M,K] compute
-  View dy;                    // [M,N] compute, or acc; columns
+  View dy;                    // [M,N] compute; columns
   View w;                     // [N,K] compute
-  bool accumulate = false;
 };
 struct MatmulBackwardWeight {  // dw += dy^T x
   View dw;                     // [N,K] acc, added to
-  View dy;                     // [M,N] compute, or acc; columns
+  View dy;                     // [M,N] compute; columns
   View x;                      // [M,K] compute; columns
 };
 
@@ -123,7 +122,7 @@ struct MixerPrepForward {
 };
 struct MixerPrepBackward {
   View dq, dk, dv;  // [B,T,H*K], [B,T,H*V] compute, columns: gradients of in.q, in.k, in.v
-  View da, db;      // [B,T,H] type of in.a, columns; da is zero-filled under DecayGate::single
+  View da, db;      // [B,T,H] compute or acc, columns; da is zero-filled under DecayGate::single
   MixerPrepParameters dw;  // added to
   View dq_hat, dk_hat;     // [B,T,H,K] compute
   View dv_hat;             // [B,T,H,V] compute

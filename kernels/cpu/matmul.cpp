@@ -25,7 +25,7 @@ void backward_input(Context& context, const MatmulBackwardInput& a) {
                        .a = tile(a.dy),
                        .b = tile(a.w),
                        .c = mutable_tile(a.dx),
-                       .added = a.accumulate ? tile(a.dx) : Tile{nullptr, 0}});
+                       .added = {nullptr, 0}});
 }
 
 void backward_weight(Context& context, const MatmulBackwardWeight& a) {

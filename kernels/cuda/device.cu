@@ -201,7 +201,8 @@ class GpuServices final : public DeviceServices {
     if (code == cudaErrorNoKernelImageForDevice || code == cudaErrorInvalidDeviceFunction)
       throw Error(Exit::usage,
                   "device.backend: this program's kernels are compiled for sm_" KLA_CUDA_ARCH
-                  ", not for " + describe(),
+                  ", not for " +
+                      describe(),
                   "build with make cuda CUDA_ARCH=" + std::to_string(properties_.major) +
                       std::to_string(properties_.minor) + ", or choose device.backend: cpu");
     KLA_CUDA_CHECK(code);

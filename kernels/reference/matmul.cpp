@@ -22,7 +22,7 @@ template <class T>
 void matmul_backward_input(Context& context, const MatmulBackwardInput& a) {
   context.parallel(1, [&](int64_t, int) {
     const Matrix<T> dx = matrix<T>(a.dx);
-    if (!a.accumulate) fill(dx, T(0));
+    fill(dx, T(0));
     add_ab(dx, matrix<T>(a.dy), matrix<T>(a.w));
   });
 }

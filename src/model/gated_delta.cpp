@@ -53,7 +53,7 @@ GatedDelta::GatedDelta(const ModelConfig& c, ParameterTable& table, const std::s
   p_.k_proj = matrix("k_proj.weight", H_ * K_, D_, linear, false);
   p_.v_proj = matrix("v_proj.weight", H_ * V_, D_, linear, false);
   p_.g_proj = matrix("g_proj.weight", H_ * V_, D_, linear, false);
-  p_.a_proj = matrix("a_proj.weight", H_, D_, linear, true, dual);
+  p_.a_proj = matrix("a_proj.weight", H_, D_, linear, false, dual);
   p_.b_proj = matrix("b_proj.weight", H_, D_, linear, false, step_trained);
   const double fan_in = static_cast<double>(H_ * V_);
   p_.o_proj = matrix("o_proj.weight", D_, H_ * V_, {Kind::uniform, 1 / std::sqrt(fan_in)}, true);
@@ -105,14 +105,14 @@ void GatedDelta::backward(Context& ctx, const Weights& w, View gradients, const 
   ArenaScope scope(scratch);
 
   // Output projection and gated norm.
-  View dqkvg = scratch.allocate(compute, {M, saved_.qkvg.cols()});
+  View dprojections = allocate_projection_gradients(ctx, M);
   View dnormed = scratch.allocate(compute, {M, H_ * V_});
   View dout = scratch.allocate(compute, {B, T, H_, V_});
   ops::matmul_backward_weight(ctx,
                               {.dw = table.view(gradients, p_.o_proj), .dy = dy, .x = saved_.y});
   ops::matmul_backward_input(ctx, {.dx = dnormed, .dy = dy, .w = w.matrix(p_.o_proj)});
   ops::gated_rms_norm_backward(ctx, {.dx = dout.reshape({M, H_ * V_}),
-                                     .dgate = gate_of(dqkvg),
+                                     .dgate = gate_of(dprojections),
                                      .dw = table.view(gradients, p_.o_norm),
                                      .dy = dnormed,
                                      .x = saved_.o.reshape({M, H_ * V_}),
@@ -141,12 +141,15 @@ void GatedDelta::backward(Context& ctx, const Weights& w, View gradients, const 
                                   .in = in});
 
   // Back through norms, gates and convolutions, then the input projections.
-  View dab = scratch.allocate(acc, {M, 2 * H_});
-  ops::mixer_prep_backward(ctx, {.dq = dqkvg.columns(0, H_ * K_).reshape({B, T, H_ * K_}),
-                                 .dk = dqkvg.columns(H_ * K_, H_ * K_).reshape({B, T, H_ * K_}),
-                                 .dv = dqkvg.columns(2 * H_ * K_, H_ * V_).reshape({B, T, H_ * V_}),
-                                 .da = dab.columns(0, H_).reshape({B, T, H_}),
-                                 .db = dab.columns(H_, H_).reshape({B, T, H_}),
+  const auto part = [&](int64_t first, int64_t count) {
+    return dprojections.columns(first, count).reshape({B, T, count});
+  };
+  const int64_t logits = 2 * H_ * (K_ + V_);
+  ops::mixer_prep_backward(ctx, {.dq = part(0, H_ * K_),
+                                 .dk = part(H_ * K_, H_ * K_),
+                                 .dv = part(2 * H_ * K_, H_ * V_),
+                                 .da = part(logits, H_),
+                                 .db = part(logits + H_, H_),
                                  .dw = small_parameters(table, gradients),
                                  .dq_hat = dq,
                                  .dk_hat = dk,
@@ -157,12 +160,16 @@ void GatedDelta::backward(Context& ctx, const Weights& w, View gradients, const 
                                  .w = small_parameters(table, w.master),
                                  .options = options_});
   ops::matmul_backward_weight(
-      ctx, {.dw = table.fused(gradients, p_.q_proj, p_.g_proj), .dy = dqkvg, .x = x});
-  ops::matmul_backward_weight(
-      ctx, {.dw = table.fused(gradients, p_.a_proj, p_.b_proj), .dy = dab, .x = x});
-  ops::matmul_backward_input(ctx, {.dx = dx, .dy = dqkvg, .w = w.matrices(p_.q_proj, p_.g_proj)});
-  ops::matmul_backward_input(
-      ctx, {.dx = dx, .dy = dab, .w = w.matrices(p_.a_proj, p_.b_proj), .accumulate = true});
+      ctx, {.dw = table.fused(gradients, p_.q_proj, p_.b_proj), .dy = dprojections, .x = x});
+  ops::matmul_backward_input(ctx,
+                             {.dx = dx, .dy = dprojections, .w = w.matrices(p_.q_proj, p_.b_proj)});
+}
+
+View GatedDelta::allocate_projection_gradients(Context& ctx, int64_t M) const {
+  constexpr int64_t kLine = 64;  // elements: rows that begin at a line of memory
+  const int64_t columns = 2 * H_ * (K_ + V_ + 1);
+  View rows = ctx.scratch->allocate(ctx.compute, {M, (columns + kLine - 1) / kLine * kLine});
+  return rows.columns(0, columns);
 }
 
 void GatedDelta::forward_from(Context& ctx, const Weights& w, const Sequence& seq, View x,

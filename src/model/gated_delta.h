@@ -39,13 +39,17 @@ class GatedDelta final : public Mixer {
   };
 
   Activations allocate(Context&, Arena&, const Sequence&, bool for_backward) const;
+  // [M,2HK+2HV+2H] compute, columns: q | k | v | gate | a | b, as their weights lie.
+  View allocate_projection_gradients(Context&, int64_t M) const;
   void project(Context&, const Weights&, View x, const Activations&) const;
   MixerInputs inputs(const Sequence&, const Activations&) const;
   MixerPrepParameters small_parameters(const ParameterTable&, View flat) const;
   DeltaInputs delta_inputs(const Sequence&, const Activations&) const;
   void normalise_and_project(Context&, const Weights&, const Activations&, View residual,
                              View y) const;
-  View gate_of(View qkvg) const { return qkvg.columns(2 * H_ * K_ + H_ * V_, H_ * V_); }
+  View gate_of(View projections) const {
+    return projections.columns(2 * H_ * K_ + H_ * V_, H_ * V_);
+  }
 
   int64_t D_, H_, K_, V_;
   double norm_eps_;
