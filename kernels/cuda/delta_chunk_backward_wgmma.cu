@@ -9,8 +9,8 @@
 // whole group, out of shared memory into the [64 x K] and [64 x 64] accumulators that a group keeps
 // through the walk. Behind it, with B = s Gam o dP (group 2) and dA = -Gam o N X^T (group 1),
 //
-//   group 0:  dQ = s D (dO S) + B K        group 1:  -D beta (N S) + beta o (dA K), handed to
-//   group 2:  dK = that + E (X dS) + B^T Q + (beta o dA)^T K.
+//   group 0:  dQ = s D (dO S) + B K        group 1:  -D beta (N S), handed to
+//   group 2:  dK = that + E (X dS) + B^T Q + (beta o dA)^T K + (beta o dA) K.
 #include "kernels/cuda/delta_chunk_backward_wgmma.cuh"
 #include "kernels/cuda/delta_chunk_backward_wgmma.h"
 
@@ -138,12 +138,11 @@ __device__ __forceinline__ void make_B(const Accumulator (&dP)[kTokenBlocks], fl
   }
 }
 
-// N X^T -> beta o dA, dA = -Gam o N X^T, in registers and over Tg, Z = beta o dA o K K^T, and the
-// row sums of dA o K K^T.
+// N X^T -> beta o dA, dA = -Gam o N X^T, over Tg, Z = beta o dA o K K^T, and the row sums of
+// dA o K K^T.
 __device__ __forceinline__ void make_dA(Accumulator (&NX)[kTokenBlocks],
-                                        const Accumulator (&KK)[kTokenBlocks],
-                                        OperandA<bfloat16> (&dA)[kTokenBlocks], float* Z,
-                                        float* kdA, const WarpgroupMemory::Head& m, int row) {
+                                        const Accumulator (&KK)[kTokenBlocks], float* Z, float* kdA,
+                                        const WarpgroupMemory::Head& m, int row) {
   const TwoRows rows = two_rows(*m.gates, row);
   const float beta[2] = {m.gates->beta[rows.row[0].token], m.gates->beta[rows.row[1].token]};
   float* place = Z + (row + row_of(0)) * kZStride + column_of(0);
@@ -161,7 +160,6 @@ __device__ __forceinline__ void make_dA(Accumulator (&NX)[kTokenBlocks],
       NX[j][e] = beta[e / 2 % 2] * x;
     }
     store(m.inverse.all(), row, j * kBlock, NX[j]);
-    dA[j] = operand<bfloat16>(NX[j]);
   }
   set_row_sums(kdA, row / kBlock, upper, lower);
 }
@@ -171,17 +169,19 @@ __device__ __forceinline__ void make_dA(Accumulator (&NX)[kTokenBlocks],
 __device__ inline void sum_rows(float* Z, const float* other) {
   const int line = static_cast<int>(threadIdx.x) / 4, part = lane_index() % 4;
   const int begin = line * kZStride + part * kBlock;
-  float sum = 0;
+  float sums[kBlock];
 #pragma unroll
-  for (int j = 0; j < kBlock; ++j) Z[begin + j] = sum += Z[begin + j] + other[begin + j];
+  for (int j = 0; j < kBlock; ++j) sums[j] = Z[begin + j] + other[begin + j];
+#pragma unroll
+  for (int j = 1; j < kBlock; ++j) sums[j] += sums[j - 1];
   float before = 0;
 #pragma unroll
   for (int left = 0; left < 3; ++left) {
-    const float theirs = __shfl_sync(kAllLanes, sum, lane_index() / 4 * 4 + left);
+    const float theirs = __shfl_sync(kAllLanes, sums[kBlock - 1], lane_index() / 4 * 4 + left);
     if (left < part) before += theirs;
   }
 #pragma unroll
-  for (int j = 0; j < kBlock; ++j) Z[begin + j] += before;
+  for (int j = 0; j < kBlock; ++j) Z[begin + j] = before + sums[j];
 }
 __device__ inline void sum_columns(const float* Z, float* rectangle) {
   const int line = static_cast<int>(threadIdx.x) / 4, part = lane_index() % 4;
@@ -225,7 +225,9 @@ struct Chunk {
     meet();  // X^T, N^T and the last tile have been read
   }
 
-  __device__ __forceinline__ void group_0() const {
+  // `prepare`() makes the next chunk's gates, while the others are at their squares.
+  template <class Prepare>
+  __device__ __forceinline__ void group_0(Prepare&& prepare) const {
     Accumulator wide[kKeyBlocks];
     float vN[2] = {};
     const int stride = a.in.H * a.in.V;
@@ -244,11 +246,12 @@ struct Chunk {
     set_row_sums(memory.sums->vN, row / kBlock, vN[0], vN[1]);
     set_row_dots(memory.sums->qdq, wide, m.q, row);
     scale_rows(wide, *m.gates, m.gates->D, row, [&](int t) { return a.in.scale * m.gates->D[t]; });
+    prepare();
     meet();
-    sum_rows(Z2(), spare());
     warpgroup_begin();
     add_product<false>(wide, m.P.all(), m.k);
     warpgroup_commit();
+    sum_rows(Z2(), spare());
     warpgroup_wait<0>();
     write_rows(a.dq, a.in, p, wide, row);
     meet();
@@ -269,16 +272,11 @@ struct Chunk {
     scale_rows(wide, *m.gates, m.gates->D, row,
                [&](int t) { return -m.gates->D[t] * m.gates->beta[t]; });
     Accumulator KK[kTokenBlocks];
-    OperandA<bfloat16> dA[kTokenBlocks];
     warpgroup_begin();
     multiply_tiles(KK, m.k, m.k);
     warpgroup_commit();
     warpgroup_wait<0>();
-    make_dA(square, KK, dA, spare(), memory.sums->kdA, m, row);
-    warpgroup_begin();
-    add_rows(wide, dA, m.k);
-    warpgroup_commit();
-    warpgroup_wait<0>();
+    make_dA(square, KK, spare(), memory.sums->kdA, m, row);
     float* handed = spare() + WarpgroupMemory::kZElements + static_cast<int>(threadIdx.x) % 128;
 #pragma unroll
     for (int n = 0; n < kKeyBlocks; ++n)
@@ -290,9 +288,9 @@ struct Chunk {
     sum_columns(Z2(), memory.sums->rectangle);
   }
 
-  // `fetch`(n) asks for what comes behind tile n, `prepare`() makes the next chunk's gates.
-  template <class Fetch, class Prepare>
-  __device__ __forceinline__ void group_2(Fetch&& fetch, Prepare&& prepare) const {
+  // `fetch`(n) asks for what comes behind tile n.
+  template <class Fetch>
+  __device__ __forceinline__ void group_2(Fetch&& fetch) const {
     Accumulator wide[kKeyBlocks], square[kTokenBlocks];
     float states = 0;
     walk([&](const auto&, int n) { fetch(n); },
@@ -309,7 +307,6 @@ struct Chunk {
     if (lane_index() == 0) memory.sums->states[row / kBlock] = states;
     set_row_dots(memory.sums->kdk, wide, m.k, row);
     scale_rows(wide, *m.gates, m.gates->E, row, [&](int t) { return m.gates->E[t]; });
-    prepare();
     meet();
     const float* handed =
         spare() + WarpgroupMemory::kZElements + static_cast<int>(threadIdx.x) % 128;
@@ -320,6 +317,7 @@ struct Chunk {
     warpgroup_begin();
     add_product<true>(wide, m.P.all(), m.q);
     add_product<true>(wide, m.inverse.all(), m.k);
+    add_product<false>(wide, m.inverse.all(), m.k);
     warpgroup_commit();
     warpgroup_wait<0>();
     write_rows(a.dk, a.in, p, wide, row);
@@ -339,11 +337,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     return static_cast<int>(blockIdx.x) + turn * static_cast<int>(gridDim.x);
   };
   const auto gates = [&](int turn) {
-    if (warp == kLastWarp && chunk_of(turn) < chunks)
+    if (warp == kGateWarp && chunk_of(turn) < chunks)
       make_gates(*memory.head(turn).gates, GateInputs(a.in, feed.place(chunk_of(turn))));
   };
-  clear({memory.inverse}, 2);
-  clear({memory.P}, 1);
+  clear({memory.P});
   __syncthreads();
   if (warp / 4 == 2) {
     feed.head(0, feed.place(chunk_of(0)));
@@ -363,14 +360,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     gate_triangles<kK>(c.m.inverse, c.m.P, c.m.q, c.m.k, *c.m.gates, a.in.scale);
     switch (warp / 4) {
       case 0:
-        c.group_0();
+        c.group_0([&] { gates(turn + 1); });
         break;
       case 1:
         c.group_1();
         break;
       default:
-        c.group_2([&](int n) { feed.after(turn, n, p, chunk_of(turn + 1), chunks); },
-                  [&] { gates(turn + 1); });
+        c.group_2([&](int n) { feed.after(turn, n, p, chunk_of(turn + 1), chunks); });
     }
     __syncthreads();  // the sums are there
     if (warp == 0) {

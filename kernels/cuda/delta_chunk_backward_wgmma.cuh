@@ -9,7 +9,8 @@ namespace kla::KLA_BACKEND {
 
 inline constexpr int kK = 96, kKeyBlocks = kK / kBlock;
 inline constexpr int kVTile = 64;
-inline constexpr int kGroups = 3, kThreads = 128 * kGroups, kLastWarp = kThreads / 32 - 1;
+inline constexpr int kGroups = 3, kThreads = 128 * kGroups;
+inline constexpr int kGateWarp = 3;  // of group 0
 
 using KeyTile = CoreTile<kK>;
 using SquareTile = CoreTile<kTokens>;
@@ -106,22 +107,26 @@ struct WarpgroupFeed {
     const int thread = thread_index() % kThreads;
     const WarpgroupMemory::Head to = memory.head(turn);
     const DeltaPointers<bfloat16>& in = a.in;
-    const int64_t row = first_row(in, p) * in.K;
-    copy_cores<kThreads>(to.k, in.k + row, in.H * in.K, p.tokens, in.K, thread);
-    copy_cores<kThreads>(to.q, in.q + row, in.H * in.K, p.tokens, in.K, thread);
-    copy_triangle(to.inverse, in.T_zero + chunk_index(in, p) * kTokens * kTokens, thread / 32,
-                  kThreads / 32, thread % 32);
+    const int64_t first = first_row(in, p) * in.K;
+    const auto valid = [&](int row, int column) { return row < p.tokens && column < in.K; };
+    copy_rows<kK, kThreads>(to.k, in.k + first, in.H * in.K, thread, valid);
+    copy_rows<kK, kThreads>(to.q, in.q + first, in.H * in.K, thread, valid);
+    copy_rows<kTokens, kThreads>(
+        to.inverse.all(), in.T_zero + chunk_index(in, p) * kTokens * kTokens, kTokens, thread,
+        [](int row, int column) { return column / kBlock <= row / kBlock; });
   }
   __device__ void tile(int count, const ChunkPlace& p, int n) const {
     const int thread = thread_index() % kThreads;
     const WarpgroupMemory::VTile to = memory.tile(count);
     const int K = a.in.K, V = a.in.V;
     const int64_t state = (chunk_index(a.in, p) * V + n * kVTile) * K;
-    const int64_t row = first_row(a.in, p) * V + n * kVTile;
-    copy_cores<kThreads>(to.S, a.S_enter + state, K, kVTile, K, thread);
-    copy_cores<kThreads>(to.dS, a.dS_leave + state, K, kVTile, K, thread);
-    copy_cores<kThreads>(to.v, a.in.v + row, a.in.H * V, p.tokens, kVTile, thread);
-    copy_cores<kThreads>(to.dout, a.dout + row, a.in.H * V, p.tokens, kVTile, thread);
+    const int64_t value = first_row(a.in, p) * V + n * kVTile;
+    const auto key = [&](int, int column) { return column < K; };
+    const auto token = [&](int row, int) { return row < p.tokens; };
+    copy_rows<kK, kThreads>(to.S, a.S_enter + state, K, thread, key);
+    copy_rows<kK, kThreads>(to.dS, a.dS_leave + state, K, thread, key);
+    copy_rows<kVTile, kThreads>(to.v, a.in.v + value, a.in.H * V, thread, token);
+    copy_rows<kVTile, kThreads>(to.dout, a.dout + value, a.in.H * V, thread, token);
   }
   // The next tile but `n` of the chunk at p, or the head and first tile of the next chunk.
   __device__ void after(int turn, int n, const ChunkPlace& p, int next_chunk, int chunks) const {

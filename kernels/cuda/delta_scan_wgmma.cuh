@@ -80,23 +80,6 @@ struct Memory {
   }
 };
 
-// kColumns columns of 64 rows, `stride` apart, by kThreads threads: neighbours take neighbouring
-// pieces of a row. Zeros where not valid(row, column).
-template <int kColumns, int kThreads, class AnyTile, class Valid>
-__device__ __forceinline__ void copy_rows(const AnyTile& to, const bfloat16* from, int stride,
-                                          int thread, Valid&& valid) {
-  constexpr int kPieces = kColumns / 8, kMostRows = kThreads / kPieces;
-  constexpr int kPass = kMostRows >= 32 ? 32 : kMostRows >= 16 ? 16 : 8;  // rows at once
-  const int row = thread / kPieces, column = thread % kPieces * 8;
-  const bool wanted = kPass * kPieces == kThreads || row < kPass;
-  bfloat16* shared = to.at(row, column);
-  const bfloat16* global = from + int64_t{row} * stride + column;
-#pragma unroll
-  for (int r = 0; r < kTokens; r += kPass)
-    cp_async_16_if(wanted, shared + (to.at(r, 0) - to.at(0, 0)), global + int64_t{r} * stride,
-                   valid(row + r, column));
-}
-
 // Brings what the steps of a scan need, from the first chunk to the last or the other way: during a
 // step the copies and gates of the step after next and the triangles of the next. Past the last
 // chunk come zeros.

@@ -49,29 +49,27 @@ struct CoreTriangle {
   }
 };
 
-// kColumns columns of 64 rows, `stride` apart; zeros beyond `rows` and `columns`. Eight
-// neighbouring threads fill one core.
-template <int kThreads, int kColumns>
-__device__ __forceinline__ void copy_cores(const CoreTile<kColumns>& to, const bfloat16* from,
-                                           int stride, int rows, int columns, int thread) {
-  constexpr int kPieces = kColumns / 8;
-  constexpr int kPass = kThreads / (8 * kPieces) * 8;  // rows at once
-  const int row = thread / (8 * kPieces) * 8 + thread % 8, column = thread / 8 % kPieces * 8;
-  if (row >= kPass) return;
-  const int valid = column < columns ? rows : 0;
+// kColumns columns of 64 rows, `stride` apart, by kThreads threads: neighbours take neighbouring
+// pieces of a row. Zeros where not valid(row, column).
+template <int kColumns, int kThreads, class AnyTile, class Valid>
+__device__ __forceinline__ void copy_rows(const AnyTile& to, const bfloat16* from, int stride,
+                                          int thread, Valid&& valid) {
+  constexpr int kPieces = kColumns / 8, kMostRows = kThreads / kPieces;
+  constexpr int kPass = kMostRows >= 32 ? 32 : kMostRows >= 16 ? 16 : 8;  // rows at once
+  const int row = thread / kPieces, column = thread % kPieces * 8;
+  const bool wanted = kPass * kPieces == kThreads || row < kPass;
   bfloat16* shared = to.at(row, column);
   const bfloat16* global = from + int64_t{row} * stride + column;
-#pragma unroll 4
+#pragma unroll
   for (int r = 0; r < kTokens; r += kPass)
-    if (row + r < kTokens)
-      cp_async_16(shared + r / 8 * CoreTile<kColumns>::kRowOfCores, global + int64_t{r} * stride,
-                  row + r < valid);
+    cp_async_16_if(wanted, shared + (to.at(r, 0) - to.at(0, 0)), global + int64_t{r} * stride,
+                   valid(row + r, column));
 }
 
-// Zeros all of `count` triangles that lie one behind the other.
-__device__ __forceinline__ void clear(const CoreTriangle& first, int count) {
-  uint4* pieces = reinterpret_cast<uint4*>(first.data);
-  for (int i = static_cast<int>(threadIdx.x); i < count * CoreTile<kTokens>::elements(kTokens) / 8;
+// Zeros a whole triangle.
+__device__ __forceinline__ void clear(const CoreTriangle& triangle) {
+  uint4* pieces = reinterpret_cast<uint4*>(triangle.data);
+  for (int i = static_cast<int>(threadIdx.x); i < CoreTile<kTokens>::elements(kTokens) / 8;
        i += static_cast<int>(blockDim.x))
     pieces[i] = uint4{};
 }

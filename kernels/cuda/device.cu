@@ -198,13 +198,15 @@ class GpuServices final : public DeviceServices {
 #ifndef KLA_SIMT
     cudaFuncAttributes attributes;
     const cudaError_t code = cudaFuncGetAttributes(&attributes, any_kernel);
-    if (code == cudaErrorNoKernelImageForDevice || code == cudaErrorInvalidDeviceFunction)
+    if (code == cudaErrorNoKernelImageForDevice || code == cudaErrorInvalidDeviceFunction) {
+      const int capability = 10 * properties_.major + properties_.minor;
       throw Error(Exit::usage,
                   "device.backend: this program's kernels are compiled for sm_" KLA_CUDA_ARCH
                   ", not for " +
                       describe(),
-                  "build with make cuda CUDA_ARCH=" + std::to_string(properties_.major) +
-                      std::to_string(properties_.minor) + ", or choose device.backend: cpu");
+                  "build with make cuda CUDA_ARCH=" + std::to_string(capability) +
+                      (capability == 90 ? "a" : "") + ", or choose device.backend: cpu");
+    }
     KLA_CUDA_CHECK(code);
 #endif
   }
