@@ -69,6 +69,32 @@ __device__ __forceinline__ void gradient_chain(const WarpgroupMemory::Head& m,
   store_rows(N, row, c);
 }
 
+// dV = beta N of the warp's 16 tokens and a tile's columns, through the place of v, and v . N.
+__device__ __forceinline__ void value_gradients(float (&vN)[2], const SquareTile& N,
+                                                const SquareTile& v, int row, const float* beta,
+                                                bfloat16* dv, int stride, int rows) {
+#pragma unroll
+  for (int column = 0; column < kVTile; column += kBlock) {
+    const OperandA<bfloat16> n = load_a_transposed(N, row, column);
+    const OperandA<bfloat16> values = load_a(v, row, column);
+    Accumulator scaled;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      vN[e / 2 % 2] += value(values, e) * value(n, e);
+      scaled[e] = beta[row + row_of(e)] * value(n, e);
+    }
+    __syncwarp();  // the values have been read
+    store(v, row, column, scaled);
+  }
+  __syncwarp();
+  constexpr int kPieces = kVTile / 8, kPass = 32 / kPieces;
+  const int first = lane_index() / kPieces, column = lane_index() % kPieces * 8;
+#pragma unroll 1
+  for (int r = first; r < kBlock && r < rows; r += kPass)
+    *reinterpret_cast<uint4*>(dv + int64_t{r} * stride + column) =
+        *reinterpret_cast<const uint4*>(v.at(row + r, column));
+}
+
 // This thread's part of <dS, S>: rows of cores, neighbours one behind the other.
 __device__ __forceinline__ float dot_states(const WarpgroupMemory::VTile& tile) {
   constexpr int kCores = kTokens / 8 * (kK / 8), kAtOnce = 128 / 8;
@@ -200,8 +226,11 @@ struct Chunk {
   const WarpgroupMemory& memory;
   const ChunkPlace& p;
   const WarpgroupMemory::Head m;
-  int turn, row;  // the warp's first row of its group's 64
+  int turn;
 
+  // The warp's first row of its group's 64; found anew where it is used, as all that a thread's
+  // place gives: the products need the registers.
+  __device__ __forceinline__ int row() const { return thread_index() / 32 % 4 * kBlock; }
   __device__ __forceinline__ int tiles() const { return a.in.V / kVTile; }
   __device__ __forceinline__ int count(int n) const { return turn * tiles() + n; }
   // Memory of the stage that no tile is in behind the walk.
@@ -230,22 +259,21 @@ struct Chunk {
   __device__ __forceinline__ void group_0(Prepare&& prepare) const {
     Accumulator wide[kKeyBlocks];
     float vN[2] = {};
-    const int stride = a.in.H * a.in.V;
-    bfloat16* dv = a.dv + (first_row(a.in, p) + int64_t{row} * a.in.H) * a.in.V;
-    walk([&](const auto& tile, int) { write_chain(m, tile, memory.X(), row); },
+    walk([&](const auto& tile, int) { write_chain(m, tile, memory.X(), row()); },
          [&](const auto& tile, int n) {
            warpgroup_begin();
            add_product<false>(wide, tile.dout, tile.S);
            warpgroup_commit();
-#pragma unroll
-           for (int v = 0; v < kVTile; v += kBlock)
-             value_gradient(vN, load_a_transposed(memory.N(), row, v), load_a(tile.v, row, v),
-                            m.gates->beta + row, dv + n * kVTile + v, stride, p.tokens - row);
+           value_gradients(
+               vN, memory.N(), tile.v, row(), m.gates->beta,
+               a.dv + (first_row(a.in, p) + int64_t{row()} * a.in.H) * a.in.V + n * kVTile,
+               a.in.H * a.in.V, p.tokens - row());
            warpgroup_wait<0>();
          });
-    set_row_sums(memory.sums->vN, row / kBlock, vN[0], vN[1]);
-    set_row_dots(memory.sums->qdq, wide, m.q, row);
-    scale_rows(wide, *m.gates, m.gates->D, row, [&](int t) { return a.in.scale * m.gates->D[t]; });
+    set_row_sums(memory.sums->vN, row() / kBlock, vN[0], vN[1]);
+    set_row_dots(memory.sums->qdq, wide, m.q, row());
+    scale_rows(wide, *m.gates, m.gates->D, row(),
+               [&](int t) { return a.in.scale * m.gates->D[t]; });
     prepare();
     meet();
     warpgroup_begin();
@@ -253,14 +281,14 @@ struct Chunk {
     warpgroup_commit();
     sum_rows(Z2(), spare());
     warpgroup_wait<0>();
-    write_rows(a.dq, a.in, p, wide, row);
+    write_rows(a.dq, a.in, p, wide, row());
     meet();
     sum_columns(Z2(), memory.sums->rectangle);
   }
 
   __device__ __forceinline__ void group_1() const {
     Accumulator wide[kKeyBlocks], square[kTokenBlocks];
-    walk([&](const auto& tile, int) { gradient_chain(m, tile, memory.N(), row); },
+    walk([&](const auto& tile, int) { gradient_chain(m, tile, memory.N(), row()); },
          [&](const auto& tile, int) {
            warpgroup_begin();
            add_product<true>(wide, memory.N(), tile.S);
@@ -268,15 +296,15 @@ struct Chunk {
            warpgroup_commit();
            warpgroup_wait<0>();
          });
-    set_row_dots(memory.sums->kM, wide, m.k, row);
-    scale_rows(wide, *m.gates, m.gates->D, row,
+    set_row_dots(memory.sums->kM, wide, m.k, row());
+    scale_rows(wide, *m.gates, m.gates->D, row(),
                [&](int t) { return -m.gates->D[t] * m.gates->beta[t]; });
     Accumulator KK[kTokenBlocks];
     warpgroup_begin();
     multiply_tiles(KK, m.k, m.k);
     warpgroup_commit();
     warpgroup_wait<0>();
-    make_dA(square, KK, spare(), memory.sums->kdA, m, row);
+    make_dA(square, KK, spare(), memory.sums->kdA, m, row());
     float* handed = spare() + WarpgroupMemory::kZElements + static_cast<int>(threadIdx.x) % 128;
 #pragma unroll
     for (int n = 0; n < kKeyBlocks; ++n)
@@ -302,11 +330,11 @@ struct Chunk {
            states += dot_states(tile);
            warpgroup_wait<0>();
          });
-    make_B(square, Z2(), m, row, a.in.scale);
+    make_B(square, Z2(), m, row(), a.in.scale);
     for (int lanes = 1; lanes < 32; lanes *= 2) states += __shfl_xor_sync(kAllLanes, states, lanes);
-    if (lane_index() == 0) memory.sums->states[row / kBlock] = states;
-    set_row_dots(memory.sums->kdk, wide, m.k, row);
-    scale_rows(wide, *m.gates, m.gates->E, row, [&](int t) { return m.gates->E[t]; });
+    if (lane_index() == 0) memory.sums->states[row() / kBlock] = states;
+    set_row_dots(memory.sums->kdk, wide, m.k, row());
+    scale_rows(wide, *m.gates, m.gates->E, row(), [&](int t) { return m.gates->E[t]; });
     meet();
     const float* handed =
         spare() + WarpgroupMemory::kZElements + static_cast<int>(threadIdx.x) % 128;
@@ -320,7 +348,7 @@ struct Chunk {
     add_product<false>(wide, m.inverse.all(), m.k);
     warpgroup_commit();
     warpgroup_wait<0>();
-    write_rows(a.dk, a.in, p, wide, row);
+    write_rows(a.dk, a.in, p, wide, row());
     meet();
   }
 };
@@ -354,7 +382,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncwarp();  // the last chunk's scalars are written
     if (threadIdx.x == 0) *memory.place = feed.place(chunk_of(turn));
     const ChunkPlace& p = *memory.place;
-    const Chunk c{a, memory, p, memory.head(turn), turn, warp % 4 * kBlock};
+    const Chunk c{a, memory, p, memory.head(turn), turn};
     cp_async_wait<0>();
     __syncthreads();
     gate_triangles<kK>(c.m.inverse, c.m.P, c.m.q, c.m.k, *c.m.gates, a.in.scale);

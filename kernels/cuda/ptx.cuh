@@ -114,11 +114,6 @@ __device__ inline int thread_index() {
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
   return x;
 }
-__device__ inline int block_index() {
-  int x;
-  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
-  return x;
-}
 
 // 2^x to 2 ulp; 0 below -126.
 __device__ inline float exp2_fast(float x) {

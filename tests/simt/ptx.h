@@ -38,9 +38,6 @@ void mma_m16n8k8(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], 
 inline int thread_index() {
   return static_cast<int>(threadIdx.x);
 }
-inline int block_index() {
-  return static_cast<int>(blockIdx.x);
-}
 
 uint32_t to_tf32(float x);
 float exp2_fast(float x);
