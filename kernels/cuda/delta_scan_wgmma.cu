@@ -52,7 +52,8 @@ __device__ __forceinline__ void write_outputs(const Accumulator (&o)[kTokenBlock
 
 template <bool kResets, int kGroups>
 __device__ __forceinline__ void forward_step(const ForwardArgs& a, const Feed<false, kGroups>& feed,
-                                             int n, Accumulator (&S)[kKeyBlocks]) {
+                                             int n, GateInputs& coming,
+                                             Accumulator (&S)[kKeyBlocks]) {
   const DeltaPointers<bfloat16>& in = a.in;
   const auto tiles = feed.memory.stage(n);
   const Gates& gates = *tiles.gates;
@@ -67,6 +68,7 @@ __device__ __forceinline__ void forward_step(const ForwardArgs& a, const Feed<fa
   if (a.S_enter)
     store_state(s, a.S_enter + (chunk_index(in, p) * in.V + feed.at().column) * in.K, in.K);
   decay<kResets>(S, gates);
+  feed.gates(n + 2, coming);
   warpgroup_wait<0>();
 
   weighted_errors<kResets>(c, tiles.values, column, gates, X);
@@ -92,12 +94,11 @@ __device__ __forceinline__ void forward_step(const ForwardArgs& a, const Feed<fa
   warpgroup_begin();
   add_to_state(S, EX, tiles.k);
   warpgroup_commit();
-  const GateInputs coming = feed.gate_inputs(n + 2);
   warpgroup_wait<1>();
   write_outputs(c, a.o + first_row(in, p) * in.V + feed.at().column, in.H * in.V, p.tokens,
                 tiles.values, column);
   feed.triangles(n + 1);
-  feed.gates(n + 2, coming);
+  coming = feed.gate_inputs(n + 3);
   warpgroup_wait<0>();
 }
 
@@ -111,13 +112,14 @@ __global__ void __launch_bounds__(kGroupThreads* kGroups, 1)
   Accumulator S[kKeyBlocks];
   load_state(S, a.S_initial ? a.S_initial + carried_state(in, feed.at()) : nullptr, in.K);
   feed.begin();
+  GateInputs coming = feed.gate_inputs(2);
 #pragma unroll 1
   for (int n = 0; n < in.NC; ++n) {
     feed.meet();
     if (memory.stage(n).gates->resets == 0)
-      forward_step<false>(a, feed, n, S);
+      forward_step<false>(a, feed, n, coming, S);
     else
-      forward_step<true>(a, feed, n, S);
+      forward_step<true>(a, feed, n, coming, S);
   }
   if (a.S_final) store_state(S, a.S_final + carried_state(in, feed.at()), in.K);
 }
@@ -134,7 +136,8 @@ struct ReverseArgs {
 
 template <bool kResets, int kGroups>
 __device__ __forceinline__ void reverse_step(const ReverseArgs& a, const Feed<true, kGroups>& feed,
-                                             int step, Accumulator (&dS)[kKeyBlocks]) {
+                                             int step, GateInputs& coming,
+                                             Accumulator (&dS)[kKeyBlocks]) {
   const DeltaPointers<bfloat16>& in = a.in;
   const auto tiles = feed.memory.stage(step);
   const Gates& gates = *tiles.gates;
@@ -145,6 +148,7 @@ __device__ __forceinline__ void reverse_step(const ReverseArgs& a, const Feed<tr
   warpgroup_begin();
   read_state(s, tiles.k, c);
   warpgroup_commit();
+  feed.gates(step + 2, coming);
   store_state(s, a.dS_leave + (chunk_index(in, feed.place(step)) * in.V + feed.at().column) * in.K,
               in.K);
 #pragma unroll
@@ -178,7 +182,6 @@ __device__ __forceinline__ void reverse_step(const ReverseArgs& a, const Feed<tr
   add_to_state(dS, reads, tiles.q.tile);
   warpgroup_commit();
   feed.copy_values(step + 2);
-  const GateInputs coming = feed.gate_inputs(step + 2);
   warpgroup_wait<1>();
 
   // dR = -D beta N, in the place of dX.
@@ -196,7 +199,7 @@ __device__ __forceinline__ void reverse_step(const ReverseArgs& a, const Feed<tr
   add_to_state(dS, dX, tiles.k);
   warpgroup_commit();
   feed.triangles(step + 1);
-  feed.gates(step + 2, coming);
+  coming = feed.gate_inputs(step + 3);
   warpgroup_wait<0>();
 }
 
@@ -210,13 +213,14 @@ __global__ void __launch_bounds__(kGroupThreads* kGroups, 1)
   Accumulator dS[kKeyBlocks];
   load_state(dS, a.dS_final ? a.dS_final + carried_state(in, feed.at()) : nullptr, in.K);
   feed.begin();
+  GateInputs coming = feed.gate_inputs(2);
 #pragma unroll 1
   for (int step = 0; step < in.NC; ++step) {
     feed.meet();
     if (memory.stage(step).gates->resets == 0)
-      reverse_step<false>(a, feed, step, dS);
+      reverse_step<false>(a, feed, step, coming, dS);
     else
-      reverse_step<true>(a, feed, step, dS);
+      reverse_step<true>(a, feed, step, coming, dS);
   }
   if (a.dS_initial) store_state(dS, a.dS_initial + carried_state(in, feed.at()), in.K);
 }
