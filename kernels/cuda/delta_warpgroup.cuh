@@ -43,10 +43,6 @@ struct CoreTriangle {
   __device__ CoreTile<kTokens> block(int i, int j) const {
     return {all().at(i * kBlock, j * kBlock)};
   }
-  __device__ CoreTile<kTokens> block(int index) const {
-    const BlockIndex b(index);
-    return block(b.i, b.j);
-  }
 };
 
 // kColumns columns of 64 rows, `stride` apart, by kThreads threads: neighbours take neighbouring
@@ -87,16 +83,6 @@ __device__ __forceinline__ void scale_columns(Accumulator (&c)[kTokenBlocks], co
   for (int i = 0; i < kTokenBlocks; ++i)
 #pragma unroll
     for (int e = 0; e < 8; ++e) c[i][e] *= scale * factor[i * kBlock + column_of(e)];
-}
-
-// c += a tokens: the sum over the 64 rows of a tile.
-template <int kBlocks>
-__device__ __forceinline__ void add_rows(Accumulator (&c)[kBlocks],
-                                         const OperandA<bfloat16> (&a)[kTokenBlocks],
-                                         const CoreTile<kBlocks * kBlock>& tokens) {
-#pragma unroll
-  for (int i = 0; i < kTokenBlocks; ++i)
-    warpgroup_multiply<0, kBlocks, true, true>(c, a[i].x, along_rows(tokens, i));
 }
 
 // Block i of c sums a_j lower_ij^T over j <= i. The blocks above are read and must be zero:

@@ -58,70 +58,58 @@ __device__ inline void warpgroup_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kPending) : "memory");
 }
 
+// What the two forms of a product share: the accumulators, numbered from %0 on and bound from
+// c[first] on, and the instruction, whose operands' numbers come behind those.
+#define KLA_NUMBERS_1 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define KLA_NUMBERS_2 KLA_NUMBERS_1 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define KLA_NUMBERS_3 KLA_NUMBERS_2 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define KLA_NUMBERS_4 KLA_NUMBERS_3 ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define KLA_NUMBERS_6      \
+  KLA_NUMBERS_4            \
+  ", %32, %33, %34, %35, " \
+  "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define KLA_BLOCK(c)                                                                             \
+  "+f"((c).x[0][0]), "+f"((c).x[0][1]), "+f"((c).x[0][2]), "+f"((c).x[0][3]), "+f"((c).x[1][0]), \
+      "+f"((c).x[1][1]), "+f"((c).x[1][2]), "+f"((c).x[1][3])
+#define KLA_BLOCKS_1 KLA_BLOCK(c[kFirst])
+#define KLA_BLOCKS_2 KLA_BLOCKS_1, KLA_BLOCK(c[kFirst + 1])
+#define KLA_BLOCKS_3 KLA_BLOCKS_2, KLA_BLOCK(c[kFirst + 2])
+#define KLA_BLOCKS_4 KLA_BLOCKS_3, KLA_BLOCK(c[kFirst + 3])
+#define KLA_BLOCKS_6 KLA_BLOCKS_4, KLA_BLOCK(c[kFirst + 4]), KLA_BLOCK(c[kFirst + 5])
+#define KLA_PRODUCT(columns, numbers, add, operands)                                       \
+  "{\n.reg .pred p;\nsetp.ne.b32 p, " add                                                  \
+  ", 0;\n"                                                                                 \
+  "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32.bf16.bf16 {" numbers "}, " operands \
+  ";\n}\n"
+
 // c[kFirst .. kFirst + kCount) += a b, or = a b without kAdd: blocks of 16 rows of each warp and 16
 // columns, as Accumulator (mma.cuh) holds them; a is the warp's m16n8k16 left operand.
 template <int kFirst, int kCount, bool kTransposed, bool kAdd, class Block, int kAll>
 __device__ __forceinline__ void warpgroup_multiply(Block (&c)[kAll], const uint32_t (&a)[4],
                                                    SharedOperand b) {
-  static_assert(kFirst + kCount <= kAll);
-#define KLA_BLOCK(c)                                                                             \
-  "+f"((c).x[0][0]), "+f"((c).x[0][1]), "+f"((c).x[0][2]), "+f"((c).x[0][3]), "+f"((c).x[1][0]), \
-      "+f"((c).x[1][1]), "+f"((c).x[1][2]), "+f"((c).x[1][3])
+  static_assert(kFirst + kCount <= kAll && (kCount <= 4 || kCount == 6));
 #define KLA_OPERANDS \
   "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.bits()), "n"(int{kAdd}), "n"(int{kTransposed})
   if constexpr (kCount == 1)
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7}, "
-        "{%8, %9, %10, %11}, %12, p, 1, 1, %14;\n}\n"
-        : KLA_BLOCK(c[kFirst + 0])
-        : KLA_OPERANDS);
+    asm volatile(KLA_PRODUCT("16", KLA_NUMBERS_1, "%13", "{%8, %9, %10, %11}, %12, p, 1, 1, %14")
+                 : KLA_BLOCKS_1
+                 : KLA_OPERANDS);
   if constexpr (kCount == 2)
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, "
-        "%8, %9, %10, %11, %12, %13, %14, %15}, "
-        "{%16, %17, %18, %19}, %20, p, 1, 1, %22;\n}\n"
-        : KLA_BLOCK(c[kFirst + 0]), KLA_BLOCK(c[kFirst + 1])
-        : KLA_OPERANDS);
+    asm volatile(KLA_PRODUCT("32", KLA_NUMBERS_2, "%21", "{%16, %17, %18, %19}, %20, p, 1, 1, %22")
+                 : KLA_BLOCKS_2
+                 : KLA_OPERANDS);
   if constexpr (kCount == 3)
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %29, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, "
-        "%8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23}, "
-        "{%24, %25, %26, %27}, %28, p, 1, 1, %30;\n}\n"
-        : KLA_BLOCK(c[kFirst + 0]), KLA_BLOCK(c[kFirst + 1]), KLA_BLOCK(c[kFirst + 2])
-        : KLA_OPERANDS);
+    asm volatile(KLA_PRODUCT("48", KLA_NUMBERS_3, "%29", "{%24, %25, %26, %27}, %28, p, 1, 1, %30")
+                 : KLA_BLOCKS_3
+                 : KLA_OPERANDS);
   if constexpr (kCount == 4)
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, "
-        "%8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, "
-        "%24, %25, %26, %27, %28, %29, %30, %31}, "
-        "{%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}\n"
-        : KLA_BLOCK(c[kFirst + 0]), KLA_BLOCK(c[kFirst + 1]), KLA_BLOCK(c[kFirst + 2]),
-          KLA_BLOCK(c[kFirst + 3])
-        : KLA_OPERANDS);
+    asm volatile(KLA_PRODUCT("64", KLA_NUMBERS_4, "%37", "{%32, %33, %34, %35}, %36, p, 1, 1, %38")
+                 : KLA_BLOCKS_4
+                 : KLA_OPERANDS);
   if constexpr (kCount == 6)
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %53, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, "
-        "%8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, "
-        "%24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, "
-        "%40, %41, %42, %43, %44, %45, %46, %47}, "
-        "{%48, %49, %50, %51}, %52, p, 1, 1, %54;\n}\n"
-        : KLA_BLOCK(c[kFirst + 0]), KLA_BLOCK(c[kFirst + 1]), KLA_BLOCK(c[kFirst + 2]),
-          KLA_BLOCK(c[kFirst + 3]), KLA_BLOCK(c[kFirst + 4]), KLA_BLOCK(c[kFirst + 5])
-        : KLA_OPERANDS);
+    asm volatile(KLA_PRODUCT("96", KLA_NUMBERS_6, "%53", "{%48, %49, %50, %51}, %52, p, 1, 1, %54")
+                 : KLA_BLOCKS_6
+                 : KLA_OPERANDS);
 #undef KLA_OPERANDS
 }
 
@@ -129,37 +117,18 @@ __device__ __forceinline__ void warpgroup_multiply(Block (&c)[kAll], const uint3
 template <int kCount, bool kTransposedA, bool kTransposedB, bool kAdd, class Block>
 __device__ __forceinline__ void warpgroup_multiply(Block (&c)[kCount], SharedOperand a,
                                                    SharedOperand b) {
+  static_assert(kCount == 4 || kCount == 6);
   constexpr int kFirst = 0;
 #define KLA_OPERANDS \
   "l"(a.bits()), "l"(b.bits()), "n"(int{kAdd}), "n"(int{kTransposedA}), "n"(int{kTransposedB})
   if constexpr (kCount == 4)
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, "
-        "%8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, "
-        "%24, %25, %26, %27, %28, %29, %30, %31}, "
-        "%32, %33, p, 1, 1, %35, %36;\n}\n"
-        : KLA_BLOCK(c[kFirst + 0]), KLA_BLOCK(c[kFirst + 1]), KLA_BLOCK(c[kFirst + 2]),
-          KLA_BLOCK(c[kFirst + 3])
-        : KLA_OPERANDS);
+    asm volatile(KLA_PRODUCT("64", KLA_NUMBERS_4, "%34", "%32, %33, p, 1, 1, %35, %36")
+                 : KLA_BLOCKS_4
+                 : KLA_OPERANDS);
   if constexpr (kCount == 6)
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %50, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, "
-        "%8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, "
-        "%24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, "
-        "%40, %41, %42, %43, %44, %45, %46, %47}, "
-        "%48, %49, p, 1, 1, %51, %52;\n}\n"
-        : KLA_BLOCK(c[kFirst + 0]), KLA_BLOCK(c[kFirst + 1]), KLA_BLOCK(c[kFirst + 2]),
-          KLA_BLOCK(c[kFirst + 3]), KLA_BLOCK(c[kFirst + 4]), KLA_BLOCK(c[kFirst + 5])
-        : KLA_OPERANDS);
-  static_assert(kCount == 4 || kCount == 6);
-#undef KLA_BLOCK
+    asm volatile(KLA_PRODUCT("96", KLA_NUMBERS_6, "%50", "%48, %49, p, 1, 1, %51, %52")
+                 : KLA_BLOCKS_6
+                 : KLA_OPERANDS);
 #undef KLA_OPERANDS
 }
 
