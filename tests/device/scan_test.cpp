@@ -2,8 +2,9 @@
 // reference in double on the same rounded inputs: forward scan, reverse scan and chunk backward,
 // each fed with what the one before it made.
 //
-// In bf16, keys that point one way (cosine 0.95) go with a gain up to 1: at gains up to 2 the
-// inverse, as the kernels must round it to bf16, is off by more than the bound in dbeta.
+// In bf16, keys that point one way (cosine 0.95) go with a gain up to 1: at gains up to 2 dbeta is
+// the small difference of two large sums, and what the kernels must round to bf16 takes it past the
+// bound (kernels/README.md, at the end of the warpgroups' chunk backward).
 #include <gtest/gtest.h>
 
 #include <algorithm>
