@@ -69,6 +69,34 @@ TEST_P(EveryRule, GradientsMatchFiniteDifferences) {
   }
 }
 
+std::vector<double> gradient_of(const ModelOnDevice& m, int index) {
+  return ModelOnDevice::values(m.model.parameters().view(m.gradients, index));
+}
+
+// How far the gradient of each parameter moves if every weight moves by up to half a unit in the
+// last place of f32, relative and the largest of a few draws. Where few numbers sum up terms of
+// either sign, as a learned scalar's do, nothing computed in f32 is closer than that.
+std::vector<double> moves_by_rounding(ModelOnDevice& reference) {
+  const std::vector<double> weights = ModelOnDevice::values(reference.weights.master);
+  const int count = static_cast<int>(reference.model.parameters().specs().size());
+  std::vector<std::vector<double>> exact;
+  for (int index = 0; index < count; ++index) exact.push_back(gradient_of(reference, index));
+  std::vector<double> moves(exact.size());
+  for (uint64_t draw = 0; draw < 4; ++draw) {
+    const RandomStream random(draw, "rounding");
+    for (size_t i = 0; i < weights.size(); ++i)
+      ModelOnDevice::set(reference.weights.master, static_cast<int64_t>(i),
+                         weights[i] * (1 + 0x1p-24 * random.uniform(i, -1, 1)));
+    reference.forward_backward();
+    for (int index = 0; index < count; ++index) {
+      double& move = moves[static_cast<size_t>(index)];
+      move = std::max(
+          move, relative_rms(gradient_of(reference, index), exact[static_cast<size_t>(index)]));
+    }
+  }
+  return moves;
+}
+
 TEST_P(EveryRule, CpuFollowsTheReference) {
   // Heads as wide as real ones: in f32 the output norm of few channels is badly conditioned.
   ModelConfig c = config();
@@ -80,13 +108,14 @@ TEST_P(EveryRule, CpuFollowsTheReference) {
     ModelOnDevice::set(reference.weights.master, i, ModelOnDevice::at(cpu.weights.master, i));
   const double expected = reference.forward_backward(), loss = cpu.forward_backward();
   EXPECT_NEAR(loss, expected, 1e-5 * expected);
-  for (const ParameterSpec& spec : cpu.model.parameters().specs()) {
-    if (!spec.trained) continue;
-    const int index = static_cast<int>(&spec - cpu.model.parameters().specs().data());
-    const auto got = ModelOnDevice::values(cpu.model.parameters().view(cpu.gradients, index));
-    const auto want =
-        ModelOnDevice::values(reference.model.parameters().view(reference.gradients, index));
-    EXPECT_LT(relative_rms(got, want), 1e-5) << spec.name;
+  const std::vector<ParameterSpec>& specs = cpu.model.parameters().specs();
+  std::vector<double> errors;
+  for (int index = 0; index < static_cast<int>(specs.size()); ++index)
+    errors.push_back(relative_rms(gradient_of(cpu, index), gradient_of(reference, index)));
+  const std::vector<double> moves = moves_by_rounding(reference);
+  for (size_t index = 0; index < specs.size(); ++index) {
+    if (!specs[index].trained) continue;
+    EXPECT_LT(errors[index], std::max(1e-5, 3 * moves[index])) << specs[index].name;
   }
 }
 
