@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "config/clean_text.h"
 #include "config/load.h"
-#include "config/utf8_text.h"
 
 namespace kla {
 namespace {

@@ -5,10 +5,10 @@
 #include <set>
 
 #include "config/check.h"
+#include "config/clean_text.h"
 #include "config/freeze.h"
 #include "config/schema.h"
 #include "config/suggest.h"
-#include "config/utf8_text.h"
 #include "config/value.h"
 #include "config/yaml.h"
 

@@ -5,11 +5,11 @@
 #include <optional>
 #include <set>
 
+#include "config/clean_text.h"
 #include "config/diagnostics.h"
 #include "config/schema.h"
 #include "config/suggest.h"
 #include "config/sweep_config.h"
-#include "config/utf8_text.h"
 #include "config/value.h"
 #include "config/yaml.h"
 

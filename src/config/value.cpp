@@ -7,10 +7,10 @@
 #include <map>
 #include <optional>
 
+#include "config/clean_text.h"
 #include "config/load.h"
 #include "config/number.h"
 #include "config/suggest.h"
-#include "config/utf8_text.h"
 
 namespace kla {
 namespace {

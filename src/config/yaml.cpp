@@ -9,7 +9,7 @@
 #include <map>
 #include <sstream>
 
-#include "config/utf8_text.h"
+#include "config/clean_text.h"
 #include "core/error.h"
 #include "core/file.h"
 

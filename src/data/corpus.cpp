@@ -7,9 +7,9 @@
 
 #include "core/error.h"
 #include "core/log.h"
+#include "core/utf8.h"
 #include "data/jsonl.h"
 #include "data/text_stream.h"
-#include "data/utf8.h"
 
 namespace kla {
 namespace {

@@ -6,8 +6,8 @@
 
 #include "core/error.h"
 #include "core/thread_pool.h"
+#include "core/utf8.h"
 #include "data/tokenizer.h"
-#include "data/utf8.h"
 
 namespace kla {
 namespace {

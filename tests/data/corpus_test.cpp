@@ -3,7 +3,6 @@
 #include <zlib.h>
 #include <zstd.h>
 
-#include "data/utf8.h"
 #include "data_fixture.h"
 
 namespace kla {
@@ -152,16 +151,6 @@ TEST_F(CorpusTest, ProgressEndsAtTheSizeOfTheFiles) {
   const std::string packed = zstd(made_up_jsonl(1, 500));
   read({write("a.jsonl.zst", packed), write("b.txt", "text")});
   EXPECT_EQ(bytes_read_, static_cast<int64_t>(packed.size()) + 4);
-}
-
-TEST(Utf8, KnowsWhatIsValid) {
-  for (const char* good :
-       {"", "ascii", "é", "中", "\xF0\x9F\x98\x80", "\xEF\xBF\xBF", "\xF4\x8F\xBF\xBF"})
-    EXPECT_TRUE(valid_utf8(good)) << good;
-  for (const char* bad :
-       {"\x80", "\xC3", "\xC0\xAF", "\xE0\x80\xAF", "\xED\xA0\x80", "\xF0\x80\x80\x80",
-        "\xF4\x90\x80\x80", "\xFF", "eight ok\xE4\xB8", "12345678901234\xC3"})
-    EXPECT_FALSE(valid_utf8(bad)) << bad;
 }
 
 }  // namespace
