@@ -54,8 +54,8 @@ sanitize: setup
 tsan: setup
 	@echo "== building the tests that start threads with ThreadSanitizer into build/tsan"
 	@cmake --preset tsan
-	@cmake --build build/tsan -j $(JOBS) --target $(addprefix test_,core data kernels eval train distributed)
-	@printf '%s\n' kernels core data eval train "distributed Channel*:Communicator*:Rendezvous*:Optimizer*" | \
+	@cmake --build build/tsan -j $(JOBS) --target $(addprefix test_,core data kernels model eval train distributed)
+	@printf '%s\n' kernels model core data eval train "distributed Channel*:Communicator*:Rendezvous*:Optimizer*" | \
 	  xargs -P $(JOBS) -L 1 sh -c 'build/tsan/tests/test_$$0 --gtest_brief=1 --gtest_filter="$${1:-*}" || exit 255'
 
 bench: build
