@@ -59,6 +59,7 @@ std::string Channel::name_of_rank(int rank) const {
 
 void Channel::exchange(const std::vector<Send>& sends, const std::vector<Receive>& receives,
                        const char* what) {
+  require_all_well(what);  // a rank that failed during the exchange before
   const auto since = Clock::now();
   try {
     start(sends, receives);
@@ -177,23 +178,34 @@ std::unique_ptr<Channel> open_by_launcher(const Launch& launch, double timeout_s
               "build with KLA_MPI=ON, or set MASTER_ADDR and MASTER_PORT to use TCP");
 }
 
-// The host of every rank, for messages.
-std::vector<std::string> exchange_hosts(Channel& channel) {
-  using Name = std::array<char, 64>;
-  std::vector<Name> names(static_cast<size_t>(channel.size()));
-  Name& mine = names[static_cast<size_t>(channel.rank())];
-  ::gethostname(mine.data(), mine.size() - 1);
+// What every rank sends to all.
+template <class T>
+std::vector<T> all_of(Channel& channel, const T& mine, const char* what) {
+  std::vector<T> all(static_cast<size_t>(channel.size()), mine);
   std::vector<Channel::Send> sends;
   std::vector<Channel::Receive> receives;
   for (int peer = 0; peer < channel.size(); ++peer) {
     if (peer == channel.rank()) continue;
-    sends.push_back({peer, mine.data(), sizeof(Name)});
-    receives.push_back({peer, names[static_cast<size_t>(peer)].data(), sizeof(Name)});
+    sends.push_back({peer, &mine, sizeof(T)});
+    receives.push_back({peer, &all[static_cast<size_t>(peer)], sizeof(T)});
   }
-  channel.exchange(sends, receives, "the introduction of the ranks");
+  channel.exchange(sends, receives, what);
+  return all;
+}
+
+// The host of every rank, for messages. Whoever comes back knows that all others have all hosts:
+// nobody can fail, and say so, while another is still without them.
+void introduce(Channel& channel) {
+  constexpr const char* kWhat = "the introduction of the ranks";
+  std::array<char, 64> mine{};
+  ::gethostname(mine.data(), mine.size() - 1);
   std::vector<std::string> hosts;
-  for (const Name& name : names) hosts.emplace_back(name.data());
-  return hosts;
+  for (const auto& name : all_of(channel, mine, kWhat)) hosts.emplace_back(name.data());
+  channel.set_hosts(std::move(hosts));
+  try {
+    all_of(channel, char{1}, kWhat);
+  } catch (const PeerFailed&) {  // the next exchange says so, where errors are announced
+  }
 }
 
 }  // namespace
@@ -206,7 +218,7 @@ std::unique_ptr<Channel> open_channel(const Launch& launch, double timeout_s) {
   if (launch.size == 1) return plan_channel(launch);
   std::unique_ptr<Channel> channel = open_by_launcher(launch, timeout_s);
   channel->set_timeout(timeout_s);
-  channel->set_hosts(exchange_hosts(*channel));
+  introduce(*channel);
   return channel;
 }
 
