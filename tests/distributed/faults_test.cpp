@@ -66,7 +66,8 @@ TEST_F(RankFaults, KilledAtTwentyInstantsNothingIsLost) {
     if (HasFailure()) return;
     if (end.exit_code != 0) {
       EXPECT_TRUE(killed) << end.errors;
-      EXPECT_TRUE(end.exit_code == 128 + SIGKILL || end.exit_code == 6) << end.errors;
+      EXPECT_TRUE(end.exit_code == 128 + SIGKILL || end.exit_code == 6)
+          << end.exit_code << ", life " << life << ": " << end.errors << end.output;
       ++kills;
     } else {
       expect_same("killed", expected);
