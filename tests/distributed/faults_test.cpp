@@ -66,8 +66,9 @@ TEST_F(RankFaults, KilledAtTwentyInstantsNothingIsLost) {
     if (HasFailure()) return;
     if (end.exit_code != 0) {
       EXPECT_TRUE(killed) << end.errors;
-      EXPECT_TRUE(end.exit_code == 128 + SIGKILL || end.exit_code == 6)
-          << end.exit_code << ", life " << life << ": " << end.errors << end.output;
+      // mpirun itself may end by SIGPIPE when it forwards something to a rank that has died.
+      EXPECT_TRUE(end.exit_code == 128 + SIGKILL || end.exit_code == 6 || end.signal == SIGPIPE)
+          << end.exit_code << ", signal " << end.signal << ": " << end.errors;
       ++kills;
     } else {
       expect_same("killed", expected);
